@@ -1,0 +1,40 @@
+"""The errors that a user sees as one line, by exit code.
+
+SelfchatError          1  failed
+├── UsageError         2  wrong usage, recipe or input
+├── BudgetReached      3  stopped by a budget
+└── Interrupted      130  stopped by the user, and resumable
+
+Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SelfchatError(Exception):
+    """Something went wrong that the user can act on: one line that says what, where, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(SelfchatError):
+    """The command line, the recipe or an input is wrong."""
+
+    exit_code = 2
+
+
+class BudgetReached(SelfchatError):
+    """A limit on money or tokens was reached; what was paid for is kept."""
+
+    exit_code = 3
+
+
+class Interrupted(SelfchatError):
+    """The user asked to stop; the same command goes on from here."""
+
+    exit_code = 130
+
+
+def missing_extra(extra: str, package: str) -> UsageError:
+    """The error for an optional dependency that is not installed."""
+    return UsageError(f"this needs {package}: pip install 'selfchat[{extra}]'")

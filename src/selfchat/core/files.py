@@ -1,0 +1,110 @@
+"""Writing files whole or not at all, and hashing them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from selfchat.core.errors import UsageError
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success it is flushed to disk and renamed.
+
+    On any error nothing appears under `path` and the temporary file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises UsageError when the file is not there or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not JSON: {error}") from None
+
+
+def write_records(path: Path, records: Iterable[BaseModel]) -> int:
+    """Write records as JSON Lines, whole or not at all; return how many."""
+    count = 0
+    with written_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(record.model_dump_json() + "\n")
+            count += 1
+    return count
+
+
+def read_records(path: Path, kind: type[RecordT]) -> Iterator[RecordT]:
+    """Read one record a line.
+
+    Raises:
+        UsageError: with the file and line of the first row that is not such a record.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield kind.model_validate_json(line)
+                except ValidationError as error:
+                    raise UsageError(f"{path}:{number}: {_first_fault(error)}") from None
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    path = ".".join(str(part) for part in fault["loc"])
+    return f"{path}: {fault['msg']}" if path else fault["msg"]
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's relative names and contents."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for member in sorted(path.rglob("*")):
+            if member.is_file():
+                digest.update(f"{member.relative_to(path)}\0{content_hash(member)}\0".encode())
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

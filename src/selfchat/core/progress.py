@@ -1,0 +1,142 @@
+"""Progress on standard error: a live bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol, TextIO
+
+
+class Bar(Protocol):
+    """The progress of one piece of work."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None: ...
+
+
+class Progress(Protocol):
+    """Where steps say how far they are."""
+
+    def say(self, line: str) -> None: ...
+
+    def bar(self, title: str, total: float, done: float = 0) -> AbstractContextManager[Bar]: ...
+
+
+def printable(text: str) -> str:
+    """`text` without control codes, so that untrusted text cannot steer a terminal."""
+    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
+
+
+def show_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:
+    """Choose the right kind of progress for where the output goes."""
+    stream = stream or sys.stderr
+    if quiet:
+        return Quiet()
+    return Live(stream) if stream.isatty() else Plain(stream)
+
+
+class Quiet:
+    """Says nothing."""
+
+    def say(self, line: str) -> None: ...
+
+    @contextmanager
+    def bar(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
+        yield self
+
+    def advance(self, amount: float = 1, note: str = "") -> None: ...
+
+
+class Plain:
+    """A line at the start, at most every `every` seconds, and at the end."""
+
+    def __init__(self, stream: TextIO, every: float = 10.0) -> None:
+        self._stream = stream
+        self._every = every
+
+    def say(self, line: str) -> None:
+        self._stream.write(f"{printable(line)}\n")
+        self._stream.flush()
+
+    @contextmanager
+    def bar(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
+        bar = _PlainBar(self, title, total, done, self._every)
+        yield bar
+        bar.finish()
+
+
+class _PlainBar:
+    def __init__(self, out: Plain, title: str, total: float, done: float, every: float) -> None:
+        self._out, self._title, self._total, self._every = out, title, total, every
+        self._start = self._done = done
+        self._began = self._said = time.monotonic()
+        self._note = ""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._done += amount
+        self._note = note or self._note
+        now = time.monotonic()
+        if now - self._said >= self._every:
+            self._said = now
+            to_do = self._total - self._done
+            left = time_left(self._done - self._start, to_do, now - self._began)
+            self._line(f"{clock(left)} left")
+
+    def finish(self) -> None:
+        self._line(f"took {clock(time.monotonic() - self._began)}")
+
+    def _line(self, end: str) -> None:
+        note = f" · {self._note}" if self._note else ""
+        self._out.say(f"{self._title}: {self._done:.0f}/{self._total:.0f}{note} · {end}")
+
+
+class Live:
+    """A bar that redraws itself, by rich."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream, highlight=False)
+
+    def say(self, line: str) -> None:
+        self._console.print(printable(line), markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
+        from rich import progress as rich_progress
+
+        columns = (
+            rich_progress.TextColumn("{task.description:<18}"),
+            rich_progress.BarColumn(bar_width=28),
+            rich_progress.MofNCompleteColumn(),
+            rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+            rich_progress.TextColumn("{task.fields[note]}", markup=False),
+        )
+        with rich_progress.Progress(*columns, console=self._console) as display:
+            task = display.add_task(title, total=total, completed=int(done), note="")
+            yield _LiveBar(display, task)
+
+
+class _LiveBar:
+    def __init__(self, display: object, task: object) -> None:
+        self._display, self._task = display, task
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        if note:
+            self._display.update(self._task, note=printable(note))  # type: ignore[attr-defined]
+        self._display.advance(self._task, amount)  # type: ignore[attr-defined]
+
+
+def time_left(done: float, to_do: float, seconds: float) -> float | None:
+    """Seconds to go at the rate so far; None before anything is done."""
+    return seconds / done * max(to_do, 0) if done > 0 else None
+
+
+def clock(seconds: float | None) -> str:
+    """`75` as `1:15`; None as `?`."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

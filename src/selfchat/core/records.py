@@ -1,0 +1,189 @@
+"""The records that steps exchange: immutable values, validated at every door."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["system", "user", "assistant"]
+
+
+def stable_id(*parts: object) -> str:
+    """16 hex digits of the SHA-256 of the parts' canonical JSON."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
+
+
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Seed(Record):
+    """A question or key phrase that starts a dialogue."""
+
+    id: str
+    text: str = Field(min_length=1)
+    source: str
+    domain: str = ""
+    meta: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def make(
+        cls, text: str, source: str, domain: str = "", meta: dict[str, Any] | None = None
+    ) -> Self:
+        return cls(
+            id=stable_id(text, source), text=text, source=source, domain=domain, meta=meta or {}
+        )
+
+
+class Message(Record):
+    """One utterance."""
+
+    role: Role
+    content: str = Field(min_length=1)
+
+
+def grammar_fault(messages: Sequence[Message]) -> str | None:
+    """Say why `messages` are no dialogue, or None.
+
+    The grammar: an optional system message, then one or more turns, each a user message and its
+    reply. No message is blank.
+    """
+    spoken = messages[1:] if messages and messages[0].role == "system" else messages
+    if not spoken:
+        return "no turn"
+    for index, message in enumerate(spoken):
+        expected = "user" if index % 2 == 0 else "assistant"
+        if message.role != expected:
+            return f"message {index + 1} is by the {message.role}, not the {expected}"
+        if not message.content.strip():
+            return f"message {index + 1} is blank"
+    return "the last message has no reply" if len(spoken) % 2 else None
+
+
+class Dialogue(Record):
+    """A whole conversation; nothing in it depends on when or how fast it was made."""
+
+    id: str
+    seed_id: str
+    messages: tuple[Message, ...]
+    source: str
+
+    @model_validator(mode="after")
+    def _follows_the_grammar(self) -> Self:
+        if fault := grammar_fault(self.messages):
+            raise ValueError(f"not a dialogue: {fault}")
+        return self
+
+    @classmethod
+    def make(
+        cls, seed_id: str, messages: Iterable[Message], source: str, replicate: int = 0
+    ) -> Self:
+        """Build a dialogue; its id is a hash of seed, replicate and content."""
+        spoken = tuple(messages)
+        content = [(message.role, message.content) for message in spoken]
+        identity = stable_id(seed_id, replicate, content)
+        return cls(id=identity, seed_id=seed_id, messages=spoken, source=source)
+
+    @property
+    def turns(self) -> int:
+        """User messages with their replies."""
+        return sum(message.role == "user" for message in self.messages)
+
+    @property
+    def replies(self) -> list[str]:
+        return [message.content for message in self.messages if message.role == "assistant"]
+
+    def first_turns(self, count: int) -> Dialogue:
+        """The same dialogue, cut after `count` turns; it keeps its id."""
+        lead = len(self.messages) % 2
+        return self.model_copy(update={"messages": self.messages[: lead + 2 * count]})
+
+
+class Reason(StrEnum):
+    """Why something was dropped: the closed list."""
+
+    UNPARSABLE = "unparsable"
+    ONE_SIDED = "one_sided"
+    ROLE_FLIP = "role_flip"
+    MARKER_LEAK = "marker_leak"
+    EMPTY_TURN = "empty_turn"
+    TRUNCATED = "truncated"
+    REPEATED_TURN = "repeated_turn"
+    TOO_FEW_TURNS = "too_few_turns"
+    TOO_LONG = "too_long"
+    CONTENT_FILTER = "content_filter"
+    CONTEXT_FULL = "context_full"
+    BAD_ANSWER = "bad_answer"
+    GAVE_UP = "gave_up"
+    DUPLICATE = "duplicate"
+    WRONG_DOMAIN = "wrong_domain"
+    NOT_SAMPLED = "not_sampled"
+    NO_TRAINED_TOKEN = "no_trained_token"
+
+
+class Rejection(Record):
+    """Something that was dropped, by whom and why."""
+
+    id: str
+    seed_id: str
+    source: str
+    step: str
+    reason: Reason
+    detail: str = ""
+
+
+class Usage(Record):
+    """Tokens of one call, or of many added up."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+        )
+
+
+class Sampling(Record):
+    """How the next tokens are drawn. A temperature of 0 is greedy decoding."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_tokens: int = Field(512, ge=1)
+
+
+class Provenance(Record):
+    """Where one dialogue came from; times and prices live here, never in the dialogue."""
+
+    id: str
+    seed_id: str
+    model: str
+    model_returned: str
+    provider: str
+    strategy: str
+    prompt_version: str
+    sampling: Sampling
+    request_ids: tuple[str, ...] = ()
+    usage: Usage = Usage()
+    price: float | None = None
+    seconds: float = 0.0
+    finished: str = ""
