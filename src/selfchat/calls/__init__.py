@@ -1,0 +1,1 @@
+"""Calls that cost money or time: their journal, pacing, budget and prices."""

@@ -1,0 +1,45 @@
+"""What tokens cost: one dated table, which a recipe can override; an unknown price is never guessed."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from selfchat.core.records import Usage
+
+
+class Price(NamedTuple):
+    """Dollars per million tokens, and the day on which that was published."""
+
+    input: float
+    output: float
+    as_of: str
+
+    def of(self, usage: Usage) -> float:
+        """Dollars for `usage`."""
+        paid_in = usage.prompt_tokens * self.input
+        return (paid_in + usage.completion_tokens * self.output) / 1e6
+
+
+FREE = Price(0.0, 0.0, "always")
+
+
+def find_price(address: str, price_in: float | None, price_out: float | None) -> Price | None:
+    """The price of a teacher; a local one is free, an unknown one is None."""
+    if price_in is not None and price_out is not None:
+        return Price(price_in, price_out, "the recipe")
+    kind, _, name = address.partition(":")
+    if kind != "openai":
+        return FREE
+    return _table().get(name)
+
+
+@cache
+def _table() -> dict[str, Price]:
+    text = resources.files(__package__).joinpath("prices.toml").read_text("utf-8")
+    return {
+        name: Price(row["input"], row["output"], row["as_of"])
+        for name, row in tomllib.loads(text).items()
+    }

@@ -1,0 +1,1 @@
+"""The only doors to a language model: one protocol, and the models behind it."""

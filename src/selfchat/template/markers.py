@@ -1,0 +1,93 @@
+"""Markers of a chat format met in untrusted text: they are made harmless before rendering."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+HUMAN = "[|Human|]"
+AI = "[|AI|]"
+
+_GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
+_BAR = "[|¦│❘ǀ｜]"
+
+
+def _spelled(word: str) -> str:
+    """A pattern for `word` in any case, full-width letters and gaps between them included."""
+    full_width = 0xFEE0
+    return _GAP.join(
+        f"[{letter.upper()}{letter.lower()}"
+        f"{chr(ord(letter.upper()) + full_width)}{chr(ord(letter.lower()) + full_width)}]"
+        for letter in word
+    )
+
+
+_MARKER = re.compile(
+    rf"[\[［【]{_GAP}{_BAR}{_GAP}(?:(?P<human>{_spelled('human')})|{_spelled('ai')})"
+    rf"{_GAP}{_BAR}{_GAP}[\]］】]"
+)
+
+
+def neutralise_markers(text: str) -> str:
+    """Replace Baize markers, however disguised, by words in round brackets."""
+    return _MARKER.sub(lambda match: "(Human)" if match["human"] else "(AI)", text)
+
+
+def has_marker(text: str) -> bool:
+    """Whether a Baize marker, however disguised, is in the text."""
+    return _MARKER.search(text) is not None
+
+
+def neutralise_specials(text: str, specials: Iterable[str]) -> str:
+    """Break every special token's text by a space after its first character.
+
+    Removing one may form another, so this goes on until none is left; it ends because every round
+    only adds spaces between characters that were neighbours.
+    """
+    special = "|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True))
+    if not special:
+        return text
+    pattern = re.compile(special)
+    while pattern.search(text):
+        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text
+
+
+class StopScanner:
+    """Passes on streamed text up to the first stop string, never showing any part of one.
+
+    Text that may be the beginning of a stop string is held back until it is decided; `flush` gives
+    what is left at the end.
+    """
+
+    def __init__(self, stops: Iterable[str]) -> None:
+        self._stops = [stop for stop in stops if stop]
+        self._held = ""
+        self.stopped = False
+
+    def feed(self, text: str) -> str:
+        """Take more text and return what is safe to show."""
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            shown, self._held = self._held[: min(found)], ""
+            return shown
+        keep = max(self._undecided(), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def flush(self) -> str:
+        """Return the text still held back: at the end it was no stop string after all."""
+        shown, self._held = self._held, ""
+        return "" if self.stopped else shown
+
+    def _undecided(self) -> Iterator[int]:
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
+                if self._held.endswith(stop[:length]):
+                    yield length
+                    break

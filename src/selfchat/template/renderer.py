@@ -1,0 +1,108 @@
+"""From messages to token ids and loss mask: training, chat and evaluation all go through here."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Dialogue, Message
+from selfchat.template.formats import BaizeFormat, ChatFormat, FormatName, NativeFormat
+
+LossOn = Literal["assistant", "all"]
+
+
+class Example(NamedTuple):
+    """`loss_mask[i]` is 1 where `token_ids[i]` is to be predicted; `turns` are those that fit."""
+
+    token_ids: list[int]
+    loss_mask: list[int]
+    turns: int
+
+
+class Renderer:
+    """One chat format with one tokenizer."""
+
+    def __init__(self, tokenizer: Any, chat_format: ChatFormat) -> None:
+        self.tokenizer = tokenizer
+        self.format = chat_format
+
+    def example(
+        self, dialogue: Dialogue, loss_on: LossOn = "assistant", max_tokens: int | None = None
+    ) -> Example:
+        """Tokenise a dialogue, keeping its first whole turns that fit into `max_tokens`.
+
+        Zero turns, and no tokens, are left when not even the first turn fits.
+
+        Raises:
+            UsageError: a token spans the border between a prompt and its reply, so that training
+                and chatting would see different tokens.
+        """
+        rendered = self.format.dialogue(dialogue.messages)
+        encoded = self.tokenizer(
+            rendered.text,
+            add_special_tokens=self.format.adds_special_tokens,
+            return_offsets_mapping=True,
+        )
+        token_ids, offsets = _without_end(self.tokenizer, encoded)
+        starts = [start for start, _ in offsets]
+        mask = [0] * len(token_ids)
+        turns = length = 0
+        for start, end in rendered.replies:
+            first, last = bisect_left(starts, start), bisect_left(starts, end)
+            if first and offsets[first - 1][1] > start:
+                raise UsageError(
+                    f"the tokenizer joins the end of a prompt with the reply's beginning "
+                    f"(dialogue {dialogue.id}): choose the other tune.format"
+                )
+            if max_tokens is not None and last > max_tokens:
+                break
+            mask[first:last] = [1] * (last - first)
+            turns, length = turns + 1, last
+        if turns == len(rendered.replies) and (max_tokens is None or len(token_ids) <= max_tokens):
+            length = len(token_ids)
+        if loss_on == "all":
+            mask = [1] * len(mask)
+        return Example(token_ids[:length], mask[:length], turns)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The token ids after which the model writes its reply."""
+        encoded = self.tokenizer(
+            self.format.prompt(messages), add_special_tokens=self.format.adds_special_tokens
+        )
+        ids, _ = _without_end(self.tokenizer, encoded)
+        return ids
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a reply by themselves."""
+        ends = {self.tokenizer.eos_token_id}
+        for text in ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"):
+            token = self.tokenizer.convert_tokens_to_ids(text)
+            if token is not None and token != self.tokenizer.unk_token_id:
+                ends.add(token)
+        return frozenset(token for token in ends if token is not None)
+
+
+def _without_end(tokenizer: Any, encoded: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Drop the end of sequence that some tokenizers add: a dialogue is never over by it."""
+    ids = list(encoded["input_ids"])
+    offsets = list(encoded.get("offset_mapping") or ())
+    if (
+        ids
+        and ids[-1] == tokenizer.eos_token_id
+        and (not offsets or offsets[-1][0] == offsets[-1][1])
+    ):
+        return ids[:-1], offsets[:-1]
+    return ids, offsets
+
+
+def make_renderer(tokenizer: Any, name: FormatName, system: str = "") -> Renderer:
+    """A renderer; `system` is the guarding prompt of a chat, and empty for training."""
+    chat_format: ChatFormat
+    if name == "baize":
+        chat_format = BaizeFormat(system) if system else BaizeFormat()
+    else:
+        chat_format = NativeFormat(tokenizer, system)
+    return Renderer(tokenizer, chat_format)
