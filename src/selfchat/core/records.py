@@ -187,3 +187,10 @@ class Provenance(Record):
     price: float | None = None
     seconds: float = 0.0
     finished: str = ""
+
+
+class ChatSettings(Record):
+    """How people talk to a tuned model: `chat.json` of a run, and of what is published."""
+
+    prompt: str
+    sampling: Sampling

@@ -50,8 +50,9 @@ class BaizeFormat:
     stops: tuple[str, ...] = (HUMAN, AI)
     adds_special_tokens = True
 
-    def __init__(self, preamble: str = PREAMBLE) -> None:
+    def __init__(self, preamble: str = PREAMBLE, specials: frozenset[str] = frozenset()) -> None:
         self._preamble = preamble
+        self._specials = specials
 
     def prompt(self, messages: Sequence[Message]) -> str:
         return (
@@ -72,13 +73,15 @@ class BaizeFormat:
 
     def _head(self, messages: Sequence[Message]) -> str:
         system = messages[0].content if messages[0].role == "system" else ""
-        extra = f"{neutralise_markers(system).strip()}\n" if system else ""
+        extra = f"{self._harmless(system)}\n" if system else ""
         return f"{self._preamble}\n{extra}"
 
-    @staticmethod
-    def _line(message: Message) -> str:
+    def _line(self, message: Message) -> str:
         marker = HUMAN if message.role == "user" else AI
-        return f"{marker} {neutralise_markers(message.content).strip()}\n"
+        return f"{marker} {self._harmless(message.content)}\n"
+
+    def _harmless(self, text: str) -> str:
+        return neutralise_specials(neutralise_markers(text), self._specials).strip()
 
 
 class NativeFormat:
@@ -93,7 +96,7 @@ class NativeFormat:
             raise UsageError('this base has no chat template: use tune.format = "baize"')
         self._tokenizer = tokenizer
         self._system = system
-        self._specials = frozenset(tokenizer.get_added_vocab()) | set(tokenizer.all_special_tokens)
+        self._specials = special_texts(tokenizer)
 
     def prompt(self, messages: Sequence[Message]) -> str:
         return self._apply(messages, add_generation_prompt=True)
@@ -130,6 +133,11 @@ class NativeFormat:
         own = messages[0].content if messages[0].role == "system" else ""
         system = f"{self._system}\n{own}".strip()
         return [Message(role="system", content=system), *_spoken(messages)]
+
+
+def special_texts(tokenizer: Any) -> frozenset[str]:
+    """What the tokenizer would read as something else than ordinary text."""
+    return frozenset(tokenizer.get_added_vocab()) | frozenset(tokenizer.all_special_tokens)
 
 
 def _spoken(messages: Sequence[Message]) -> Sequence[Message]:

@@ -8,7 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Dialogue, Message
-from selfchat.template.formats import BaizeFormat, ChatFormat, FormatName, NativeFormat
+from selfchat.template.formats import (
+    PREAMBLE,
+    BaizeFormat,
+    ChatFormat,
+    FormatName,
+    NativeFormat,
+    special_texts,
+)
 
 LossOn = Literal["assistant", "all"]
 
@@ -102,7 +109,7 @@ def make_renderer(tokenizer: Any, name: FormatName, system: str = "") -> Rendere
     """A renderer; `system` is the guarding prompt of a chat, and empty for training."""
     chat_format: ChatFormat
     if name == "baize":
-        chat_format = BaizeFormat(system) if system else BaizeFormat()
+        chat_format = BaizeFormat(system or PREAMBLE, special_texts(tokenizer))
     else:
         chat_format = NativeFormat(tokenizer, system)
     return Renderer(tokenizer, chat_format)

@@ -1,0 +1,91 @@
+"""Adapter files in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from selfchat.core.errors import SelfchatError, UsageError
+from selfchat.core.files import read_json, write_json, written_whole
+from selfchat.models.lora import LoraConfig, add_lora, lora_layers
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapters' weights under PEFT's names."""
+    tensors = {}
+    for path, layer in lora_layers(model).items():
+        tensors[f"{_PREFIX}{path}.lora_A.weight"] = layer.lora_a.detach().cpu().contiguous()
+        tensors[f"{_PREFIX}{path}.lora_B.weight"] = layer.lora_b.detach().cpu().contiguous()
+    return tensors
+
+
+def save_adapter(model: nn.Module, config: LoraConfig, base: str, folder: Path) -> None:
+    """Write the adapter of `model`, whose base weights PEFT finds at `base` (a path or hub id)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with written_whole(folder / WEIGHTS) as temporary:
+        save_file(adapter_tensors(model), temporary, metadata={"format": "pt"})
+    write_json(
+        folder / CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": config.rank,
+            "lora_alpha": config.alpha,
+            "lora_dropout": config.dropout,
+            "target_modules": list(config.targets),
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "init_lora_weights": "gaussian",
+            "use_rslora": False,
+            "modules_to_save": None,
+        },
+    )
+
+
+def read_adapter_config(folder: Path) -> LoraConfig:
+    """Raises UsageError when the folder holds no LoRA adapter."""
+    stored = read_json(folder / CONFIG)
+    if stored.get("peft_type") != "LORA":
+        raise UsageError(f"{folder / CONFIG}: not a LoRA adapter")
+    return LoraConfig(
+        rank=int(stored["r"]),
+        alpha=float(stored["lora_alpha"]),
+        dropout=float(stored.get("lora_dropout", 0.0)),
+        targets=tuple(stored["target_modules"]),
+    )
+
+
+def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
+    """Put the adapter of `folder` on a base model.
+
+    Raises:
+        UsageError: the folder holds no LoRA adapter.
+        SelfchatError: it belongs to a model of another shape; every fault is named.
+    """
+    config = read_adapter_config(folder)
+    add_lora(model, config, rng_seed=0)
+    stored = load_file(folder / WEIGHTS)
+    expected = adapter_tensors(model)
+    faults = [f"no {name}" for name in sorted(expected.keys() - stored.keys())]
+    faults += [f"unknown {name}" for name in sorted(stored.keys() - expected.keys())]
+    faults += [
+        f"{name} is {tuple(stored[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & stored.keys())
+        if stored[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise SelfchatError(f"{folder}: not an adapter of this base: {'; '.join(faults[:3])}{more}")
+    with torch.no_grad():
+        for path, layer in lora_layers(model).items():
+            layer.lora_a.copy_(stored[f"{_PREFIX}{path}.lora_A.weight"])
+            layer.lora_b.copy_(stored[f"{_PREFIX}{path}.lora_B.weight"])
+    return config

@@ -1,0 +1,141 @@
+"""Loading a base model and its tokenizer, and choosing the numbers it computes with."""
+
+from __future__ import annotations
+
+import time
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from selfchat.core.errors import SelfchatError, UsageError, missing_extra
+from selfchat.core.files import write_text
+from selfchat.models.address import split_address
+from selfchat.models.base import AddressError
+from selfchat.models.embedded import cache_directory, embedded_weights
+from selfchat.models.quantised import quantise_linears
+
+WeightKind = Literal["auto", "fp32", "bf16", "int8"]
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def best_device() -> torch.device:
+    """The GPU where torch has one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast_float(device: torch.device) -> torch.dtype:
+    """bf16 where its matrix products are faster than those of fp32, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return min((torch.float32, torch.bfloat16), key=_product_seconds)
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    a, b = torch.ones(512, 576, dtype=dtype), torch.ones(576, 1536, dtype=dtype)
+    _ = a @ b
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        _ = a @ b
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def chosen_weights(kind: WeightKind, device: torch.device) -> WeightKind:
+    """What `auto` stands for on this machine; the others stand for themselves."""
+    if kind != "auto":
+        return kind
+    return "bf16" if fast_float(device) is torch.bfloat16 else "fp32"
+
+
+def base_folder(address: str) -> str:
+    """Where transformers finds the weights of `embedded:NAME` or `hf:ID-or-path`.
+
+    Raises:
+        AddressError: it is no base model's address.
+    """
+    kind, name = split_address(address)
+    if kind == "embedded":
+        return str(_converted(name))
+    if kind == "hf":
+        return name
+    raise AddressError(
+        f"{address!r} cannot be a base model; use embedded:smollm2-135m or hf:ID-or-path"
+    )
+
+
+def _converted(name: str) -> Path:
+    """The embedded model as safetensors, converted from GGUF once."""
+    folder = cache_directory() / f"{name}-transformers"
+    if (folder / "complete").exists():
+        return folder
+    weights = embedded_weights(name)
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with redirect_stderr(StringIO()):  # its progress bar cannot be switched off
+        tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            weights.parent,
+            gguf_file=weights.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_text(folder / "complete", f"converted from {weights.name}\n")
+    return folder
+
+
+def load_tokenizer(address: str) -> Any:
+    """The tokenizer of a base model; see `load_base` for the errors."""
+    _quieten()
+    from transformers import AutoTokenizer
+
+    folder = base_folder(address)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _not_there(address, error) from None
+
+
+def load_base(address: str, kind: WeightKind, device: torch.device) -> Any:
+    """The frozen base model, ready on `device`.
+
+    Raises:
+        UsageError: the model is not there, or has no weights in safetensors.
+    """
+    _quieten()
+    from transformers import AutoModelForCausalLM
+
+    kind = chosen_weights(kind, device)
+    folder = base_folder(address)
+    dtype = _DTYPES.get(kind) or fast_float(device)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise _not_there(address, error) from None
+    if kind == "int8" and not quantise_linears(model):
+        raise UsageError(f"{address}: has no decoder layers to hold in int8")
+    model.requires_grad_(False)
+    return model.to(device).eval()
+
+
+def _quieten() -> None:
+    try:
+        from transformers.utils import logging
+    except ImportError:
+        raise missing_extra("tune", "transformers") from None
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _not_there(address: str, error: Exception) -> SelfchatError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return UsageError(f"cannot load the base model {address}: {first[:200]}")

@@ -1,0 +1,85 @@
+"""Drawing replies from a model in this process, many conversations at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfchat.core.records import Sampling
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    rng_seed: int,
+    finished: Callable[[int, int], bool],
+) -> Iterator[list[tuple[int, int]]]:
+    """Extend every prompt, one token a step; each step gives (row, token) of the rows still on.
+
+    A row ends when `finished(row, token)` says so, after `sampling.max_tokens`, or when the model's
+    context is full. Each row draws from its own generator, so draws do not depend on other rows.
+
+    Args:
+        prompts: token ids, of any lengths; they are padded on the left.
+    """
+    device = next(model.parameters()).device
+    rows = list(range(len(prompts)))
+    generators = [torch.Generator().manual_seed(rng_seed * 1_000_003 + row) for row in rows]
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        attention[row, width - len(prompt) :] = 1
+    ids, attention = ids.to(device), attention.to(device)
+    positions = (attention.cumsum(1) - 1).clamp(min=0)
+    room = int(getattr(model.config, "max_position_embeddings", 1 << 30)) - width
+    cache = None
+    for _ in range(min(sampling.max_tokens, room)):
+        output = model(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache = output.past_key_values
+        tokens = draw(output.logits[:, -1], sampling, [generators[row] for row in rows])
+        step = list(zip(rows, tokens, strict=True))
+        yield step
+        on = [index for index, (row, token) in enumerate(step) if not finished(row, token)]
+        if not on:
+            return
+        if len(on) < len(rows):
+            keep = torch.tensor(on, device=device)
+            cache.batch_select_indices(keep)
+            attention, positions = attention[keep], positions[keep]
+            rows, tokens = [rows[index] for index in on], [tokens[index] for index in on]
+        ids = torch.tensor(tokens, device=device).unsqueeze(1)
+        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], dim=1)
+        positions = positions[:, -1:] + 1
+
+
+def draw(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
+    """One token for each row of (rows, vocabulary): greedy, or by nucleus sampling.
+
+    Nucleus sampling (Holtzman et al., 2020) draws among the fewest most likely tokens whose
+    probabilities reach top-p together.
+    """
+    if sampling.temperature == 0:
+        return list(logits.argmax(dim=-1).tolist())
+    probabilities = torch.softmax(logits.float() / sampling.temperature, dim=-1)
+    ordered, tokens = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    ordered = ordered.masked_fill(before >= sampling.top_p, 0.0)
+    heights = torch.stack([torch.rand((), generator=generator) for generator in generators])
+    reached = ordered.cumsum(dim=-1)
+    heights = heights.to(logits.device).unsqueeze(1) * reached[:, -1:]
+    choice = (reached <= heights).sum(dim=-1, keepdim=True).clamp(max=ordered.shape[-1] - 1)
+    return list(tokens.gather(1, choice).squeeze(1).tolist())

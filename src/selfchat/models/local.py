@@ -1,0 +1,246 @@
+"""A model in this process: a base, with or without an adapter, and its renderer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers.decoders import DecodeStream
+from torch.nn import functional
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import read_json
+from selfchat.core.records import ChatSettings, Message, Sampling, Usage
+from selfchat.models.adapter import load_adapter
+from selfchat.models.address import split_address
+from selfchat.models.base import FinishReason, Reply, Request
+from selfchat.models.bases import WeightKind, best_device, load_base, load_tokenizer
+from selfchat.models.generate import generate
+from selfchat.models.lora import without_adapter
+from selfchat.template.markers import StopScanner
+from selfchat.template.formats import FormatName
+from selfchat.template.renderer import Example, Renderer, make_renderer
+
+ADAPTER_MANIFEST = "manifest.json"
+
+
+class Drawn(NamedTuple):
+    """The raw tokens of one reply, its text up to what ended it, and what that was."""
+
+    token_ids: list[int]
+    text: str
+    finish: FinishReason
+
+
+class LocalModel:
+    """Replies and likelihoods of a model that is loaded here; one generation at a time."""
+
+    provider = "local"
+    speaks_as_user = False
+
+    def __init__(self, address: str, model: Any, renderer: Renderer, adapted: bool) -> None:
+        self.address = address
+        self.model = model
+        self.renderer = renderer
+        self.adapted = adapted
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def context(self) -> int:
+        """The most tokens of prompt and reply together."""
+        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+
+    def as_base(self, renderer: Renderer | None = None) -> LocalModel:
+        """The same weights without the adapter, in the same format or another."""
+        return _BaseView(self.address, self.model, renderer or self.renderer, adapted=False)
+
+    def replies(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        rng_seed: int = 0,
+        on_reply: Callable[[int], None] = lambda row: None,
+    ) -> list[Drawn]:
+        """Draw a reply to each conversation, all together.
+
+        A reply is over at an end token, or once its text holds one of the format's stop strings:
+        both are found in the raw tokens, nothing is cut before it is judged.
+        """
+        drawn: list[list[int]] = [[] for _ in conversations]
+        finishes: list[FinishReason] = ["length" for _ in conversations]
+        prompts = [self.renderer.prompt_ids(conversation) for conversation in conversations]
+        tail = 4 * max((len(stop) for stop in self.renderer.format.stops), default=0)
+
+        def finished(row: int, token: int) -> bool:
+            drawn[row].append(token)
+            recent = self._text(drawn[row][-tail:]) if tail else ""
+            ended = token in self.renderer.end_ids
+            if ended or any(stop in recent for stop in self.renderer.format.stops):
+                finishes[row] = "stop"
+                on_reply(row)
+                return True
+            return False
+
+        with self._one_at_a_time, self._weights():
+            for _ in generate(self.model, prompts, sampling, rng_seed, finished):
+                pass
+        return [
+            Drawn(ids, self._shown(ids), finish)
+            for ids, finish in zip(drawn, finishes, strict=True)
+        ]
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        rng_seed: int = 0,
+        stops: Sequence[str] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+        on_finish: Callable[[FinishReason, int], None] = lambda reason, tokens: None,
+    ) -> Iterator[str]:
+        """Draw one reply, giving its text as it comes; no part of a stop string is ever given."""
+        scanner = StopScanner([*self.renderer.format.stops, *stops])
+        decoder = DecodeStream(skip_special_tokens=True)
+        fast = self.renderer.tokenizer.backend_tokenizer
+        prompt = self.renderer.prompt_ids(messages)
+        finish: FinishReason = "length"
+        count = 0
+        blank = True
+
+        def finished(row: int, token: int) -> bool:
+            return token in self.renderer.end_ids or scanner.stopped or cancelled()
+
+        with self._one_at_a_time, self._weights():
+            for step in generate(self.model, [prompt], sampling, rng_seed, finished):
+                token = step[0][1]
+                count += 1
+                if token in self.renderer.end_ids:
+                    finish = "stop"
+                    break
+                text = scanner.feed(decoder.step(fast, token) or "")
+                text = text.lstrip() if blank else text
+                blank = blank and not text
+                if text:
+                    yield text
+                if scanner.stopped or cancelled():
+                    finish = "stop"
+                    break
+        rest = scanner.flush()
+        if rest := rest.lstrip() if blank else rest:
+            yield rest
+        on_finish(finish, count)
+
+    @torch.inference_mode()
+    def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
+        """Each example's cross-entropy summed over its trained tokens, in nats, and their count."""
+        device = next(self.model.parameters()).device
+        found = []
+        with self._one_at_a_time, self._weights():
+            for example in examples:
+                ids = torch.tensor(example.token_ids, device=device)
+                trained = torch.tensor(example.loss_mask[1:], dtype=torch.bool, device=device)
+                hidden = self.model.model(input_ids=ids.unsqueeze(0)).last_hidden_state[0, :-1]
+                logits = self.model.lm_head(hidden[trained]).float()
+                loss = functional.cross_entropy(logits, ids[1:][trained], reduction="sum")
+                found.append((float(loss), int(trained.sum())))
+        return found
+
+    async def send(self, request: Request) -> str:
+        if request.speaker != "assistant":
+            raise UsageError(f"{self.address} cannot speak as the user")
+        drawn = await asyncio.to_thread(
+            self.replies, [request.messages], request.sampling, request.rng_seed
+        )
+        reply = drawn[0]
+        used = {"prompt": len(self.renderer.prompt_ids(request.messages))}
+        used["completion"] = len(reply.token_ids)
+        return json.dumps({"text": reply.text, "finish": reply.finish, "used": used})
+
+    def read(self, raw: str) -> Reply:
+        answer = json.loads(raw)
+        used = answer["used"]
+        usage = Usage(prompt_tokens=used["prompt"], completion_tokens=used["completion"])
+        return Reply(answer["text"], answer["finish"], usage, model=self.address)
+
+    async def close(self) -> None: ...
+
+    def raw_text(self, token_ids: Sequence[int]) -> str:
+        """What the tokens say, end tokens and markers included."""
+        text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=False)
+        return text
+
+    def _shown(self, token_ids: Sequence[int]) -> str:
+        scanner = StopScanner(self.renderer.format.stops)
+        return (scanner.feed(self._text(token_ids)) + scanner.flush()).strip()
+
+    def _text(self, token_ids: Sequence[int]) -> str:
+        text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return text
+
+    def _weights(self) -> Any:
+        return nullcontext()
+
+
+class _BaseView(LocalModel):
+    """Shares the weights of an adapted model, and leaves the adapter out."""
+
+    def _weights(self) -> Any:
+        return without_adapter(self.model)
+
+
+class AdapterManifest(NamedTuple):
+    """What an adapter needs to be used: its base and the format it was tuned in."""
+
+    base: str
+    format: FormatName
+
+    @classmethod
+    def read(cls, folder: Path) -> AdapterManifest:
+        stored = read_json(folder / ADAPTER_MANIFEST)
+        try:
+            return cls(stored["base"], "native" if stored["format"] == "native" else "baize")
+        except (KeyError, TypeError):
+            raise UsageError(f"{folder / ADAPTER_MANIFEST}: not an adapter's manifest") from None
+
+
+def adapter_folder(path: Path) -> Path:
+    """The adapter of a run directory, or of a folder that is one itself.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for folder in (path / "adapter", path):
+        if (folder / ADAPTER_MANIFEST).exists() and (folder / "adapter_config.json").exists():
+            return folder
+    raise UsageError(f"{path}: no tuned model here; selfchat run makes one")
+
+
+def open_local(address: str, system: str = "", weights: WeightKind = "auto") -> LocalModel:
+    """Load `run:DIR` with its adapter, or the plain model of `embedded:NAME` or `hf:ID-or-path`.
+
+    Args:
+        system: the guarding prompt; empty for the format's own first line.
+    """
+    device = best_device()
+    kind, name = split_address(address)
+    if kind != "run":
+        renderer = make_renderer(load_tokenizer(address), "native", system)
+        return LocalModel(address, load_base(address, weights, device), renderer, adapted=False)
+    folder = adapter_folder(Path(name))
+    manifest = AdapterManifest.read(folder)
+    renderer = make_renderer(load_tokenizer(manifest.base), manifest.format, system)
+    model = load_base(manifest.base, weights, device)
+    load_adapter(model, folder)
+    return LocalModel(address, model, renderer, adapted=True)
+
+
+def read_chat_settings(path: Path) -> ChatSettings | None:
+    """The chat settings kept with a run or a published adapter, or None."""
+    stored = path / "chat.json"
+    return ChatSettings.model_validate(read_json(stored)) if stored.exists() else None
