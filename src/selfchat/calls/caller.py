@@ -12,11 +12,11 @@ from typing import NamedTuple
 from selfchat.calls.journal import Journal
 from selfchat.calls.pacing import ATTEMPTS, Bucket, Sleep, pause
 from selfchat.calls.prices import Price
-from selfchat.core.errors import BudgetReached, UsageError
+from selfchat.core.errors import BudgetReached, Interrupted, UsageError
 from selfchat.core.records import Reason, Usage, canonical_json
 from selfchat.models.base import Busy, Model, ModelFailed, Refused, Reply, Request, request_values
 
-_CHARACTERS_A_TOKEN = 2.5  # low, so that the reserved cost of a prompt is rather too high
+_BYTES_A_TOKEN = 2.5  # low, so that the reserved cost of a prompt is rather too high
 
 
 class Limits(NamedTuple):
@@ -62,7 +62,8 @@ class Caller:
                 "collect.price_in and collect.price_out (dollars per million tokens)"
             )
         self.model = model
-        self._journal, self._price, self._limits = journal, price, limits
+        self.price = price
+        self._journal, self._limits = journal, limits
         self._prompt_version = prompt_version
         self._sleep = sleep
         self._slots = asyncio.Semaphore(limits.concurrency)
@@ -70,10 +71,15 @@ class Caller:
         self._tokens = Bucket(limits.tokens_per_minute, sleep)
         self._jitter = random.Random()
         self._answered_once = False
+        self._stopped = False
         spent = journal.spent()
         self.ambiguous = spent.ambiguous
         self.spent_tokens, self.spent_dollars = spent.tokens, spent.dollars
         self._held_tokens, self._held_dollars = 0, 0.0
+
+    def stop(self) -> None:
+        """Let calls under way come back, and make no other."""
+        self._stopped = True
 
     def key(self, request: Request) -> str:
         """SHA-256 of everything that the answer depends on; the endpoint's address is not of it."""
@@ -91,6 +97,7 @@ class Caller:
         Raises:
             Refused: this request will never have a useful answer.
             BudgetReached: the call might exceed a limit, so it was not made.
+            Interrupted: `stop` was called.
             SelfchatError: no call can succeed.
         """
         key = self.key(request)
@@ -98,16 +105,16 @@ class Caller:
         if known is not None:
             reply = self.model.read(known.raw)
             return Told(reply, key, self._cost(reply), known.seconds, known.finished, fresh=False)
+        worst = _worst_case(request)
         async with self._slots:
-            raw, seconds, finished = await self._make(key, request)
-        reply = await self._understood(key, raw)
+            if self._stopped:
+                raise Interrupted("stopped; run the same command again to go on")
+            raw, seconds, finished = await self._make(key, request, worst)
+        reply = await self._understood(key, raw, worst)
         return Told(reply, key, self._cost(reply), seconds, finished, fresh=True)
 
-    async def _make(self, key: str, request: Request) -> tuple[str, float, str]:
-        worst = Usage(
-            prompt_tokens=_prompt_bound(request), completion_tokens=request.sampling.max_tokens
-        )
-        dollars = self._price.of(worst) if self._price else 0.0
+    async def _make(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
+        dollars = self.price.of(worst) if self.price else 0.0
         self._reserve(worst.total, dollars)
         try:
             for attempt in range(1, ATTEMPTS + 1):
@@ -152,22 +159,27 @@ class Caller:
                 "then run the same command again"
             )
 
-    async def _understood(self, key: str, raw: str) -> Reply:
-        """Parse an answer that is on disk, and add what it says of itself to the journal."""
+    async def _understood(self, key: str, raw: str, worst: Usage) -> Reply:
+        """Parse an answer that is on disk, and add what it says of itself to the journal.
+
+        An answer that does not say what it used is charged at the most that it may have used.
+        """
         try:
             reply = self.model.read(raw)
         except Refused:
-            await self._journal.describe(key, "", "", None, None)
+            self._charge(worst)
             raise
-        usage = reply.usage
+        self._charge(reply.usage or worst)
         cost = self._cost(reply)
-        self.spent_tokens += usage.total if usage else 0
-        self.spent_dollars += cost or 0.0
-        await self._journal.describe(key, reply.model, reply.request_id, usage, cost)
+        await self._journal.describe(key, reply.model, reply.request_id, reply.usage, cost)
         return reply
 
+    def _charge(self, usage: Usage) -> None:
+        self.spent_tokens += usage.total
+        self.spent_dollars += self.price.of(usage) if self.price else 0.0
+
     def _cost(self, reply: Reply) -> float | None:
-        return self._price.of(reply.usage) if self._price and reply.usage else None
+        return self.price.of(reply.usage) if self.price and reply.usage else None
 
     def _reserve(self, tokens: int, dollars: float) -> None:
         limits = self._limits
@@ -187,10 +199,13 @@ class Caller:
         self._held_dollars += dollars
 
 
-def _prompt_bound(request: Request) -> int:
-    """About the most tokens that a prompt can have."""
-    characters = sum(len(message.content.encode()) + 20 for message in request.messages)
-    return int(characters / _CHARACTERS_A_TOKEN) + 10
+def _worst_case(request: Request) -> Usage:
+    """About the most tokens that a call can use."""
+    size = sum(len(message.content.encode()) + 20 for message in request.messages)
+    return Usage(
+        prompt_tokens=int(size / _BYTES_A_TOKEN) + 10,
+        completion_tokens=request.sampling.max_tokens,
+    )
 
 
 def _now() -> str:

@@ -103,7 +103,7 @@ class Journal:
                              ELSE coalesce(prompt_tokens + completion_tokens, reserved_tokens)
                              END), 0),
                 coalesce(sum(CASE WHEN raw IS NULL THEN reserved_price * attempts
-                             ELSE coalesce(price, 0) END), 0.0),
+                             ELSE coalesce(price, reserved_price) END), 0.0),
                 count(raw),
                 count(*) - count(raw)
             FROM calls

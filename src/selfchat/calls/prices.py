@@ -1,4 +1,4 @@
-"""What tokens cost: one dated table, which a recipe can override; an unknown price is never guessed."""
+"""What tokens cost: one dated table; a recipe can override it, an unknown price is not guessed."""
 
 from __future__ import annotations
 

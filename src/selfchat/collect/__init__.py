@@ -1,0 +1,1 @@
+"""A teacher talks with itself about each seed; what it says becomes dialogues or rejections."""

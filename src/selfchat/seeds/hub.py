@@ -1,0 +1,155 @@
+"""Parquet files of a Hugging Face data set, on the Hub or in a local folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from selfchat.core.errors import SelfchatError, UsageError, missing_extra
+from selfchat.core.progress import Progress
+
+CONVERTED = "refs/convert/parquet"  # where the Hub keeps a Parquet copy of data sets of other kinds
+
+_SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|dev|test)(?=$|[-_.])")
+
+
+class HubAddress(NamedTuple):
+    """`hf:NAME[:CONFIG][:COLUMN]`; NAME is a folder if it starts with a dot, a slash or `~`."""
+
+    name: str
+    config: str = ""
+    column: str = ""
+
+    @classmethod
+    def parse(cls, address: str) -> HubAddress:
+        """Raises UsageError when there is no name or too many parts."""
+        parts = address.removeprefix("hf:").split(":")
+        if not parts[0] or len(parts) > len(cls._fields):
+            raise UsageError(
+                f"{address!r}: write hf:NAME, hf:NAME:CONFIG or hf:NAME:[CONFIG]:COLUMN"
+            )
+        return cls(*parts)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that the address names, if it does."""
+        return Path(self.name).expanduser() if self.name.startswith((".", "/", "~")) else None
+
+    @property
+    def label(self) -> str:
+        """A name that is the same on every machine."""
+        name = self.folder.resolve().name if self.folder else self.name
+        return f"hf:{name}:{self.config}" if self.config else f"hf:{name}"
+
+
+def parquet_paths(address: HubAddress, progress: Progress) -> list[Path]:
+    """The data set's Parquet files, of the train split if it has one; downloaded where needed.
+
+    Raises:
+        UsageError: no such data set, no Parquet in it, or an unknown configuration.
+        SelfchatError: the Hub cannot be reached.
+    """
+    if address.folder is None:
+        return _downloaded(address, progress)
+    if not address.folder.is_dir():
+        raise UsageError(f"{address.folder}: no such folder")
+    members = address.folder.rglob("*.parquet")
+    files = [member.relative_to(address.folder).as_posix() for member in members]
+    return [address.folder / file for file in choose(files, address)]
+
+
+def choose(files: Sequence[str], address: HubAddress) -> list[str]:
+    """Choose the files of the address's configuration: its train split, or all if it has none.
+
+    Raises:
+        UsageError: there is no Parquet file, or no such configuration, or several to choose from.
+    """
+    if not files:
+        raise UsageError(f"hf:{address.name}: no Parquet file; download it and name its files")
+    configs = sorted({config_of(file) for file in files})
+    wanted = address.config or (configs[0] if len(configs) == 1 else "default")
+    chosen = sorted(file for file in files if config_of(file) == wanted)
+    if not chosen:
+        known = ", ".join(config or "(none)" for config in configs)
+        fault = f"no configuration {address.config!r}" if address.config else "which configuration?"
+        raise UsageError(f"hf:{address.name}: {fault}; choose hf:{address.name}:CONFIG of {known}")
+    return [file for file in chosen if split_of(file) == "train"] or chosen
+
+
+def config_of(file: str) -> str:
+    """The configuration that a file belongs to: its folder, or what its name has before a split.
+
+    A folder `data` and folders named after a split say nothing; such files are of `default`.
+    """
+    path = PurePosixPath(file)
+    folders = [name for name in path.parts[:-1] if name != "data" and not _SPLIT.search(name)]
+    if folders:
+        return "/".join(folders)
+    split = _SPLIT.search(path.stem)
+    return path.stem[: split.start()] or "default" if split else "default"
+
+
+def split_of(file: str) -> str | None:
+    """The split that a file's name or folder says it is of; the innermost one counts."""
+    found = (_SPLIT.search(part.removesuffix(".parquet")) for part in reversed(file.split("/")))
+    return next((match.group(1) for match in found if match), None)
+
+
+def _downloaded(address: HubAddress, progress: Progress) -> list[Path]:
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        raise missing_extra("data", "huggingface-hub") from None
+    with _plain_errors(address.name):
+        revision, files = _listed(address.name)
+        chosen = choose(files, address)
+        progress.say(f"hf:{address.name}: fetching {len(chosen)} Parquet files")
+        return [
+            Path(hub.hf_hub_download(address.name, file, repo_type="dataset", revision=revision))
+            for file in chosen
+        ]
+
+
+def _listed(name: str) -> tuple[str, list[str]]:
+    """The revision that has Parquet files, and those files."""
+    from huggingface_hub import errors
+
+    files = _parquet_at(name, "main")
+    if files:
+        return "main", files
+    try:
+        return CONVERTED, _parquet_at(name, CONVERTED)
+    except errors.RevisionNotFoundError:
+        return CONVERTED, []
+
+
+def _parquet_at(name: str, revision: str) -> list[str]:
+    import huggingface_hub as hub
+
+    files = hub.HfApi().list_repo_files(name, repo_type="dataset", revision=revision)
+    return [file for file in files if file.endswith(".parquet")]
+
+
+@contextmanager
+def _plain_errors(name: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UsageError(
+            f"hf:{name}: access is restricted; ask for it on huggingface.co, then: hf auth login"
+        ) from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise UsageError(
+            f"hf:{name}: no such data set; check the name or, if it is private: hf auth login"
+        ) from None
+    except (errors.HTTPError, OSError) as error:  # of httpx or httpx2, by the version
+        cause = str(error).partition("\n")[0] or type(error).__name__
+        raise SelfchatError(
+            f"hf:{name}: cannot fetch it ({cause}); check the network, or download the data set "
+            f"and name its folder: hf:./FOLDER"
+        ) from None

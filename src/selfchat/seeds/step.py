@@ -1,0 +1,167 @@
+"""The seeds step: sources in, one file of distinct seeds out."""
+
+from __future__ import annotations
+
+import difflib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import read_records, write_records
+from selfchat.core.progress import Progress
+from selfchat.core.records import Reason, Record, Seed
+from selfchat.seeds.normalise import duplicate_key, normalise
+from selfchat.seeds.options import SeedsOptions
+from selfchat.seeds.readers import RawSeed, read_seeds, source_files
+
+_ROWS_PER_NOTE = 5000
+_DOMAINS_TO_NAME = 20
+
+
+class SeedsCounts(Record):
+    """Where every row or key phrase went: `read` is the sum of all the others."""
+
+    read: int = 0
+    unparsable: int = 0
+    wrong_domain: int = 0
+    exact_duplicates: int = 0
+    near_duplicates: int = 0
+    not_sampled: int = 0
+    written: int = 0
+
+    @property
+    def rejected(self) -> dict[Reason, int]:
+        """How many were dropped, by reason."""
+        return {
+            Reason.UNPARSABLE: self.unparsable,
+            Reason.WRONG_DOMAIN: self.wrong_domain,
+            Reason.DUPLICATE: self.exact_duplicates + self.near_duplicates,
+            Reason.NOT_SAMPLED: self.not_sampled,
+        }
+
+
+def gather(options: SeedsOptions, out: Path, progress: Progress) -> SeedsCounts:
+    """Write the distinct seeds of the sources to `out`, in the order in which they are read.
+
+    Of texts that differ only in case, white space or the punctuation around words, the first
+    stays. A sample is `random.Random(rng_seed).sample` over the positions of the distinct seeds;
+    it keeps their order, so equal inputs and options give equal bytes.
+
+    Raises:
+        UsageError: a source is wrong, or no seed is left; then nothing is written.
+        SelfchatError: a data set cannot be fetched.
+    """
+    sieve = _Sieve(options.domain)
+    seeds = _not_none(sieve, sieve.kept(_read(options, progress)), options)
+    if options.sample is None:
+        distinct = written = write_records(out, seeds)
+    else:
+        distinct, written = _write_sample(seeds, options.sample, options.rng_seed, out)
+    counts = sieve.counts(written=written, not_sampled=distinct - written)
+    progress.say(f"{out}: {_summary(counts)}")
+    if sieve.first_unparsable:
+        progress.say(f"the first without text is at {sieve.first_unparsable}")
+    return counts
+
+
+def _read(options: SeedsOptions, progress: Progress) -> Iterator[RawSeed]:
+    files = source_files(options, progress)
+    with progress.bar("seeds", total=len(files)) as bar:
+        for file in files:
+            for number, raw in enumerate(read_seeds(file, options, progress), start=1):
+                yield raw
+                if number % _ROWS_PER_NOTE == 0:
+                    bar.advance(0, f"{file.path.name}: {number} rows")
+            bar.advance()
+
+
+class _Sieve:
+    """Lets each distinct seed pass once and counts the rest."""
+
+    def __init__(self, domain: str | None) -> None:
+        self._domain = domain
+        self._counts: Counter[str] = Counter()
+        self._text_by_key: dict[bytes, bytes] = {}  # digests: the texts need not stay in memory
+        self.other_domains: set[str] = set()
+        self.first_unparsable = ""
+
+    def kept(self, raw_seeds: Iterable[RawSeed]) -> Iterator[Seed]:
+        for raw in raw_seeds:
+            self._counts["read"] += 1
+            text = normalise(raw.text) if isinstance(raw.text, str) else ""
+            fault = self._fault(text, raw)
+            if fault is None:
+                yield Seed.make(text, raw.source, raw.domain, {"where": raw.where})
+            else:
+                self._counts[fault] += 1
+
+    def _fault(self, text: str, raw: RawSeed) -> str | None:
+        """The name of the count that the row belongs to, or None for a new seed."""
+        if not text:
+            self.first_unparsable = self.first_unparsable or raw.where
+            return "unparsable"
+        if self._domain is not None and raw.domain.casefold() != self._domain.casefold():
+            if len(self.other_domains) < _DOMAINS_TO_NAME:
+                self.other_domains.add(raw.domain)
+            return "wrong_domain"
+        key, mine = _digest(duplicate_key(text)), _digest(text)
+        first = self._text_by_key.setdefault(key, mine)
+        if first is mine:
+            return None
+        return "exact_duplicates" if first == mine else "near_duplicates"
+
+    def counts(self, written: int = 0, not_sampled: int = 0) -> SeedsCounts:
+        return SeedsCounts(**self._counts, written=written, not_sampled=not_sampled)
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _write_sample(seeds: Iterable[Seed], size: int, rng_seed: int, out: Path) -> tuple[int, int]:
+    """Return how many distinct seeds there are and how many are written."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=".seeds.") as folder:
+        everything = Path(folder) / out.name  # on disk: how many there are shows at the end only
+        total = write_records(everything, seeds)
+        drawn = set(random.Random(rng_seed).sample(range(total), min(size, total)))
+        stored = enumerate(read_records(everything, Seed))
+        return total, write_records(out, (seed for place, seed in stored if place in drawn))
+
+
+def _not_none(sieve: _Sieve, seeds: Iterable[Seed], options: SeedsOptions) -> Iterator[Seed]:
+    """Pass `seeds` on; raise at the end if there were none, before the file gets its name."""
+    some = False
+    for seed in seeds:
+        some = True
+        yield seed
+    if not some:
+        sources = ", ".join(options.sources)
+        raise UsageError(f"{sources}: no seed: {_why_none(sieve, options.domain)}")
+
+
+def _why_none(sieve: _Sieve, domain: str | None) -> str:
+    counts = sieve.counts()
+    if not counts.read:
+        return "nothing in it to read"
+    if not counts.wrong_domain:
+        return f"{counts.read} rows read, {counts.unparsable} of them blank or not text"
+    near = difflib.get_close_matches(domain or "", sieve.other_domains, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(sieve.other_domains)}"
+    return (
+        f"{counts.read} rows read, {counts.unparsable} of them blank or not text, "
+        f"{counts.wrong_domain} not of domain {domain!r}; {hint}"
+    )
+
+
+def _summary(counts: SeedsCounts) -> str:
+    dropped = [
+        f"{count} {name.replace('_', ' ')}"
+        for name, count in counts.model_dump(exclude={"read", "written"}).items()
+        if count
+    ]
+    return f"{counts.written} seeds of {counts.read} read" + "".join(f", {n}" for n in dropped)

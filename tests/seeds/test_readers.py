@@ -1,0 +1,166 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from selfchat.core.errors import UsageError
+from selfchat.core.progress import Plain, Quiet
+from selfchat.seeds.options import SeedsOptions
+from selfchat.seeds.readers import RawSeed, guess_column, local_inputs, read_seeds, source_files
+
+
+def raw_seeds(*sources: object, **values: object) -> list[RawSeed]:
+    options = SeedsOptions.model_validate({"sources": tuple(map(str, sources)), **values})
+    files = source_files(options, Quiet())
+    return [raw for file in files for raw in read_seeds(file, options, Quiet())]
+
+
+def texts(*sources: object, **values: object) -> list[object]:
+    return [raw.text for raw in raw_seeds(*sources, **values)]
+
+
+def parquet(path: Path, **columns: list[object]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_table(pyarrow.table(columns), path)
+
+
+CONTENTS = {
+    "q.txt": "One?\n\nTwo?\n",
+    "q.csv": "id,question\n1,One?\n2,Two?\n",
+    "q.tsv": "id\tquestion\n1\tOne?\n2\tTwo?\n",
+    "q.json": '[{"id": 1, "question": "One?"}, {"id": 2, "question": "Two?"}]',
+    "q.jsonl": '{"id": 1, "question": "One?"}\n{"id": 2, "question": "Two?"}\n',
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_each_kind_of_file_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(CONTENTS[name])
+    assert texts(tmp_path / name) == ["One?", "Two?"]
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    parquet(tmp_path / "q.parquet", id=[1, 2], question=["One?", "Two?"])
+    assert texts(tmp_path / "q.parquet") == ["One?", "Two?"]
+
+
+def test_a_seed_says_where_it_came_from_without_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text(CONTENTS["q.csv"])
+    assert raw_seeds(tmp_path / "q.csv")[1] == RawSeed("Two?", "q.csv", "", "q.csv:3")
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (["anything"], "anything"),
+        (["id", "Question "], "Question "),
+        (["title", "text", "question"], "question"),
+        (["id", "body"], None),
+    ],
+)
+def test_the_column_is_guessed(columns: list[str], expected: str | None) -> None:
+    assert guess_column(columns) == expected
+
+
+def test_a_guess_among_several_columns_is_told(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text(CONTENTS["q.csv"])
+    options, said = SeedsOptions(sources=(str(tmp_path / "q.csv"),)), io.StringIO()
+    (file,) = source_files(options, Quiet())
+    list(read_seeds(file, options, Plain(said)))
+    assert "from column 'question'" in said.getvalue()
+
+
+def test_a_missing_column_names_the_file_and_the_columns_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(CONTENTS["q.csv"])
+    with pytest.raises(UsageError) as caught:
+        texts(path, column="qestion")
+    assert str(caught.value) == (
+        f"{path}: no column 'qestion', did you mean 'question'? (it has 'id', 'question')"
+    )
+    with pytest.raises(UsageError, match="no column 'area'"):
+        texts(path, domain_column="area")
+
+
+def test_a_column_that_cannot_be_guessed_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"which column .* one of 'a', 'b'"):
+        texts(tmp_path / "q.csv")
+
+
+def test_a_bad_row_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"text": "One?"}\n{"text": \n')
+    with pytest.raises(UsageError, match=r"q\.jsonl:2: not JSON"):
+        texts(tmp_path / "q.jsonl")
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_bytes("café?".encode("latin1"))
+    with pytest.raises(UsageError, match="not UTF-8"):
+        texts(tmp_path / "q.txt")
+
+
+def test_a_mistyped_source_says_what_a_source_is(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        texts("bultin")
+
+
+def test_a_domain_comes_from_its_column_or_else_from_the_option(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,area\nOne?,health\nTwo?,\n")
+    by_column = raw_seeds(path, domain_column="area", domain="health")
+    assert [raw.domain for raw in by_column] == ["health", ""]
+    assert [raw.domain for raw in raw_seeds(path, domain="law")] == ["law", "law"]
+
+
+def test_documents_of_a_folder_give_key_phrases(tmp_path: Path) -> None:
+    pytest.importorskip("yake")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/b.md").write_text("# Solar panels\n\nRoofs carry solar panels.\n")
+    (tmp_path / "docs/a.txt").write_text("Green tea has less caffeine than black tea.\n")
+    (tmp_path / "docs/picture.png").write_bytes(b"\x89PNG")
+    found = raw_seeds(tmp_path / "docs", phrases=2)
+    assert {raw.source for raw in found} == {"docs/a.txt", "docs/b.md"}
+    assert found[0].source == "docs/a.txt"
+    assert any("solar panels" in raw.text.casefold() for raw in found)
+
+
+def test_documents_in_a_column_give_key_phrases(tmp_path: Path) -> None:
+    pytest.importorskip("yake")
+    rows = [{"text": "Green tea has caffeine. Green tea is hot."}, {"text": None}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = raw_seeds(tmp_path / "d.jsonl", phrases=1)
+    assert [raw.where for raw in found] == ["d.jsonl:1", "d.jsonl:2"]
+    assert found[1].text == ""
+
+
+def test_a_folder_needs_phrases_and_documents(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="set phrases"):
+        texts(tmp_path)
+    with pytest.raises(UsageError, match="no document"):
+        texts(tmp_path, phrases=3)
+
+
+def test_a_local_data_set_is_read_by_config_and_column(tmp_path: Path) -> None:
+    for config in ("en", "fr"):
+        for split in ("train", "test"):
+            value = f"{config} {split}"
+            parquet(tmp_path / f"set/{config}/{split}/0000.parquet", id=["1"], body=[value])
+    found = raw_seeds(f"hf:{tmp_path}/set:en:body")
+    assert found == [RawSeed("en train", "hf:set:en", "", "0000.parquet: row 1")]
+    with pytest.raises(UsageError, match="en, fr"):
+        texts(f"hf:{tmp_path}/set:de:body")
+    with pytest.raises(UsageError, match="no column 'boby', did you mean 'body'"):
+        texts(f"hf:{tmp_path}/set:en:boby")
+
+
+def test_local_inputs_are_the_files_and_folders_named(tmp_path: Path) -> None:
+    (tmp_path / "q.txt").write_text("One?")
+    sources = (f"{tmp_path}/q.txt", "hf:org/set", f"hf:{tmp_path}:config", "builtin")
+    file, folder, *builtin = local_inputs(SeedsOptions(sources=sources))
+    assert (file, folder) == (tmp_path / "q.txt", tmp_path)
+    assert len(builtin) == 8 and all(path.is_file() for path in builtin)

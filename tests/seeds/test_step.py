@@ -1,0 +1,126 @@
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import read_records
+from selfchat.core.progress import Plain, Quiet
+from selfchat.core.records import Reason, Seed
+from selfchat.seeds import SeedsCounts, SeedsOptions, gather, local_inputs
+from selfchat.seeds.normalise import duplicate_key
+
+
+def gathered(out: Path, **values: object) -> tuple[SeedsCounts, list[Seed]]:
+    counts = gather(SeedsOptions.model_validate(values), out, Quiet())
+    return counts, list(read_records(out, Seed))
+
+
+def test_the_builtin_seeds_are_thirty_distinct_ones_of_each_domain(tmp_path: Path) -> None:
+    counts, seeds = gathered(tmp_path / "seeds.jsonl")
+    assert counts == SeedsCounts(read=240, written=240)
+    domains = Counter(seed.domain for seed in seeds)
+    assert set(domains) == {path.stem for path in local_inputs(SeedsOptions())}
+    assert list(domains.values()) == [30] * 8
+    assert len({duplicate_key(seed.text) for seed in seeds}) == 240
+
+
+def test_every_row_is_written_or_counted_with_a_reason(tmp_path: Path) -> None:
+    cells = [
+        "What is C?",
+        "What  is C?",
+        "what is c ?",
+        "What is C++?",
+        " ",
+        None,
+        7,
+        "Off",
+        "More",
+    ]
+    rows = [{"q": cell, "area": "law" if cell == "Off" else "code"} for cell in cells]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    options = {"sources": [str(path)], "column": "q", "domain_column": "area", "domain": "Code"}
+    counts, seeds = gathered(tmp_path / "seeds.jsonl", **options, sample=2)
+    assert counts == SeedsCounts(
+        read=9,
+        unparsable=3,
+        wrong_domain=1,
+        exact_duplicates=1,
+        near_duplicates=1,
+        not_sampled=1,
+        written=2,
+    )
+    assert counts.read == sum(counts.rejected.values()) + counts.written
+    assert counts.rejected[Reason.DUPLICATE] == 2
+    assert len(seeds) == 2
+
+
+def test_of_duplicates_the_first_stays_across_sources(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Why is the sky blue\nA new one?\n")
+    sources = [str(tmp_path / "a.txt"), "builtin"]
+    counts, seeds = gathered(tmp_path / "seeds.jsonl", sources=sources)
+    assert (counts.near_duplicates, counts.written) == (1, 241)
+    assert [seed.text for seed in seeds[:2]] == ["Why is the sky blue", "A new one?"]
+
+
+def test_a_sample_keeps_the_order_and_depends_on_the_rng_seed_only(tmp_path: Path) -> None:
+    _, everything = gathered(tmp_path / "all.jsonl")
+    _, sample = gathered(tmp_path / "one.jsonl", sample=20, rng_seed=1)
+    gathered(tmp_path / "same.jsonl", sample=20, rng_seed=1)
+    _, other = gathered(tmp_path / "other.jsonl", sample=20, rng_seed=2)
+    assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "same.jsonl").read_bytes()
+    assert sample == [seed for seed in everything if seed in sample] and len(sample) == 20
+    assert sample != other
+
+
+def test_a_sample_larger_than_what_there_is_takes_everything(tmp_path: Path) -> None:
+    counts, seeds = gathered(tmp_path / "seeds.jsonl", domain="health", sample=1000)
+    assert counts == SeedsCounts(read=240, wrong_domain=210, written=30)
+    assert {seed.domain for seed in seeds} == {"health"}
+    assert [path.name for path in tmp_path.iterdir()] == ["seeds.jsonl"]
+
+
+def test_a_mistyped_domain_is_hinted_at_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"240 not of domain 'helth'; did you mean 'health'\?"):
+        gathered(tmp_path / "seeds.jsonl", domain="helth")
+    with pytest.raises(UsageError):
+        gathered(tmp_path / "seeds.jsonl", domain="helth", sample=3)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("empty.txt", "", "nothing in it to read"),
+        ("header.csv", "question\n", "nothing in it to read"),
+        ("blank.jsonl", '{"text": " "}\n{"text": 3}\n', "2 rows read, 2 of them blank"),
+    ],
+)
+def test_a_source_without_a_seed_is_an_error(
+    tmp_path: Path, name: str, content: str, why: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=f"{name}: no seed: {why}"):
+        gathered(tmp_path / "seeds.jsonl", sources=[str(tmp_path / name)])
+
+
+def test_the_same_input_in_another_folder_gives_the_same_bytes(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "q.txt").write_text("One?\nTwo?\n")
+        source = str(tmp_path / folder / "q.txt")
+        gathered(tmp_path / folder / "seeds.jsonl", sources=[source])
+    one, two = ((tmp_path / folder / "seeds.jsonl").read_bytes() for folder in ("one", "two"))
+    assert one == two
+
+
+def test_what_was_dropped_is_told(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"text": "One?"}\n{"text": null}\n{"text": "one"}\n')
+    said = io.StringIO()
+    options = SeedsOptions(sources=(str(tmp_path / "q.jsonl"),))
+    gather(options, tmp_path / "seeds.jsonl", Plain(said))
+    assert "1 seeds of 3 read, 1 unparsable, 1 near duplicates" in said.getvalue()
+    assert "q.jsonl:2" in said.getvalue()
