@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from selfchat.calls.caller import Caller, Told
 from selfchat.collect.options import CollectOptions
-from selfchat.collect.transcript import Unreadable, parse_transcript
 from selfchat.core.records import Message, Reason, Sampling, Seed, stable_id
 from selfchat.models.base import Refused, Request
 from selfchat.template.prompts import fill, prompt, prompt_hash
+from selfchat.template.transcript import Unreadable, parse_transcript
 
 _OPENING = ("Hello!", "Hi! How can I help you?")  # the template's own first turn, if repeated
 _END = "[END]"

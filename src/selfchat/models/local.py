@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers.decoders import DecodeStream
-from torch.nn import functional
 
 from selfchat.core.errors import UsageError
 from selfchat.core.files import read_json
@@ -22,9 +21,10 @@ from selfchat.models.address import split_address
 from selfchat.models.base import FinishReason, Reply, Request
 from selfchat.models.bases import WeightKind, best_device, load_base, load_tokenizer
 from selfchat.models.generate import generate
+from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import without_adapter
-from selfchat.template.markers import StopScanner
 from selfchat.template.formats import FormatName
+from selfchat.template.markers import StopScanner
 from selfchat.template.renderer import Example, Renderer, make_renderer
 
 ADAPTER_MANIFEST = "manifest.json"
@@ -139,17 +139,9 @@ class LocalModel:
     @torch.inference_mode()
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """Each example's cross-entropy summed over its trained tokens, in nats, and their count."""
-        device = next(self.model.parameters()).device
-        found = []
         with self._one_at_a_time, self._weights():
-            for example in examples:
-                ids = torch.tensor(example.token_ids, device=device)
-                trained = torch.tensor(example.loss_mask[1:], dtype=torch.bool, device=device)
-                hidden = self.model.model(input_ids=ids.unsqueeze(0)).last_hidden_state[0, :-1]
-                logits = self.model.lm_head(hidden[trained]).float()
-                loss = functional.cross_entropy(logits, ids[1:][trained], reduction="sum")
-                found.append((float(loss), int(trained.sum())))
-        return found
+            found = [summed_loss(self.model, [example]) for example in examples]
+        return [(float(loss), count) for loss, count in found]
 
     async def send(self, request: Request) -> str:
         if request.speaker != "assistant":

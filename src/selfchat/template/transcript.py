@@ -85,7 +85,7 @@ def _find_markers(text: str) -> list[_Marker]:
         if match := _AT_LINE.match(body):
             role: Role = "user" if match[2].lower() == "human" else "assistant"
             opened, closed = match["open"] or "", match["close"] or ""
-            end = match.end() if closed == opened else match.start("close")
+            end = match.start("close") if closed and closed != opened else match.end()
             bold = "" if closed == opened else opened
             found.append(_Marker(position, position + end, role, bold, bool(fence)))
             body = body[match.end() :].lstrip()

@@ -1,0 +1,1 @@
+"""What survives: checks, duplicates, mixing, the split into train and held-out, statistics."""

@@ -1,0 +1,127 @@
+"""Rows of foreign corpora become dialogues at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Dialogue, Message, Reason, Rejection, Role, stable_id
+from selfchat.core.rows import Row, read_rows
+from selfchat.template.transcript import Unreadable, parse_transcript
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+}
+
+
+class Format(NamedTuple):
+    """How one kind of row is recognised, by its keys, and read."""
+
+    name: str
+    keys: frozenset[str]
+    messages: Callable[[dict[str, Any]], list[Message]]
+    topic: str  # the column that says what the dialogue is about; "" for its first message
+
+
+def read_dialogues(path: Path, source: str = "") -> Iterator[Dialogue | Rejection]:
+    """Read a file of dialogues in any known format; a row that is none becomes a rejection.
+
+    Raises:
+        UsageError: the file cannot be read, or its rows are of no known format.
+    """
+    name = source or path.stem
+    for row in read_rows(path):
+        if "seed_id" in row.columns and "messages" in row.columns:
+            yield _own(row, source)
+            continue
+        kind = _recognise(row)
+        subject = row.columns.get(kind.topic)
+        seed_id = stable_id(str(subject)) if subject else ""
+        try:
+            messages = kind.messages(row.columns)
+            seed_id = seed_id or stable_id(messages[0].content)
+            yield Dialogue.make(seed_id, messages, name)
+        except Unreadable as fault:
+            yield _rejection(row, name, fault.reason, fault.detail)
+        except (ValidationError, LookupError, TypeError, AttributeError) as fault:
+            yield _rejection(row, name, Reason.UNPARSABLE, _first_line(fault))
+
+
+def _own(row: Row, source: str) -> Dialogue:
+    try:
+        dialogue = Dialogue.model_validate(row.columns)
+    except ValidationError as fault:
+        raise UsageError(f"{row.where}: {_first_line(fault)}") from None
+    return dialogue.model_copy(update={"source": source}) if source else dialogue
+
+
+def _recognise(row: Row) -> Format:
+    for kind in _FORMATS:
+        if kind.keys <= row.columns.keys():
+            return kind
+    known = "; ".join(f"{kind.name} ({', '.join(sorted(kind.keys))})" for kind in _FORMATS)
+    raise UsageError(
+        f"{row.where}: no dialogue: it has the keys {', '.join(map(str, row.columns))}; "
+        f"known are {known}"
+    )
+
+
+def _rejection(row: Row, source: str, reason: Reason, detail: str) -> Rejection:
+    identity = stable_id(source, row.where)
+    return Rejection(
+        id=identity, seed_id="", source=source, step="curate", reason=reason,
+        detail=f"{row.where.rpartition('/')[2]}: {detail}",
+    )  # fmt: skip
+
+
+def _first_line(fault: Exception) -> str:
+    if isinstance(fault, ValidationError):
+        return str(fault.errors()[0]["msg"])
+    return f"{type(fault).__name__}: {fault}".splitlines()[0]
+
+
+def _from_messages(columns: dict[str, Any]) -> list[Message]:
+    return [
+        Message(role=_ROLES[str(member["role"]).lower()], content=member["content"])
+        for member in columns["messages"]
+    ]
+
+
+def _from_sharegpt(columns: dict[str, Any]) -> list[Message]:
+    said = [
+        Message(role=_ROLES[str(member["from"]).lower()], content=member["value"])
+        for member in columns["conversations"]
+    ]
+    return said[: len(said) - 1] if said and said[-1].role == "user" else said
+
+
+def _from_baize(columns: dict[str, Any]) -> list[Message]:
+    return list(parse_transcript(str(columns["input"])))
+
+
+def _from_alpaca(columns: dict[str, Any]) -> list[Message]:
+    extra = str(columns.get("input") or "").strip()
+    asked = f"{columns['instruction']}\n{extra}" if extra else str(columns["instruction"])
+    return [
+        Message(role="user", content=asked.strip()),
+        Message(role="assistant", content=str(columns["output"]).strip()),
+    ]
+
+
+_FORMATS = (
+    Format("messages", frozenset({"messages"}), _from_messages, ""),
+    Format("ShareGPT", frozenset({"conversations"}), _from_sharegpt, ""),
+    Format("Baize", frozenset({"topic", "input"}), _from_baize, "topic"),
+    Format("Alpaca", frozenset({"instruction", "output"}), _from_alpaca, ""),
+)

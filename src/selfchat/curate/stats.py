@@ -1,0 +1,46 @@
+"""The paper's table 2 for any corpus: dialogues, turns and reply lengths by source."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from selfchat.core.records import Dialogue, Record
+
+
+class SourceStatistics(Record):
+    """One row of table 2; `turns` and `words` are averages, words those of a reply."""
+
+    source: str
+    dialogues: int
+    turns: float
+    words: float
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.dialogues = self.turns = self.words = 0
+
+    def add(self, dialogue: Dialogue) -> None:
+        self.dialogues += 1
+        self.turns += dialogue.turns
+        self.words += sum(len(reply.split()) for reply in dialogue.replies)
+
+    def row(self, source: str) -> SourceStatistics:
+        return SourceStatistics(
+            source=source,
+            dialogues=self.dialogues,
+            turns=round(self.turns / self.dialogues, 2) if self.dialogues else 0.0,
+            words=round(self.words / self.turns, 2) if self.turns else 0.0,
+        )
+
+
+def corpus_statistics(dialogues: Iterable[Dialogue]) -> list[SourceStatistics]:
+    """A row for each source in order of appearance, and one for `all` when there are several."""
+    by_source: defaultdict[str, _Sums] = defaultdict(_Sums)
+    together = _Sums()
+    for dialogue in dialogues:
+        by_source[dialogue.source].add(dialogue)
+        together.add(dialogue)
+    rows = [sums.row(source) for source, sums in by_source.items()]
+    return [*rows, together.row("all")] if len(rows) != 1 else rows

@@ -1,0 +1,140 @@
+"""From dialogues to a corpus: `train.jsonl`, `heldout.jsonl`, rejections and statistics."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from random import Random
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import content_hash, write_json, write_records
+from selfchat.core.progress import Progress
+from selfchat.core.records import Dialogue, Reason, Record, Rejection, stable_id
+from selfchat.core.rundir import versions
+from selfchat.curate.checks import fault_of
+from selfchat.curate.formats import read_dialogues
+from selfchat.curate.options import CurateOptions, Mix
+from selfchat.curate.stats import SourceStatistics, corpus_statistics
+
+TRAIN, HELDOUT = "train.jsonl", "heldout.jsonl"
+
+
+class Curated(Record):
+    """The figures of a corpus."""
+
+    read: int
+    train: int
+    heldout: int
+    rejected: dict[str, int]
+    statistics: tuple[SourceStatistics, ...]
+
+
+def curate(
+    options: CurateOptions, inputs: Sequence[Path], out: Path, progress: Progress
+) -> Curated:
+    """Write the corpus of the inputs and of what is mixed in.
+
+    No seed has dialogues on both sides of the split, and weights repeat dialogues in `train.jsonl`
+    only.
+
+    Raises:
+        UsageError: an input cannot be read, or nothing is left to train on.
+    """
+    sources = [Mix(path=str(path)) for path in inputs] + list(options.mix)
+    kept: list[tuple[Dialogue, float]] = []
+    rejections: list[Rejection] = []
+    seen: set[str] = set()
+    read = 0
+    with progress.bar("curate", total=len(sources)) as bar:
+        for source in sources:
+            found = list(_source(source, options, seen, rejections))
+            read += len(found)
+            kept += [(dialogue, source.weight) for dialogue in found]
+            bar.advance(note=f"{len(kept)} kept, {len(rejections)} rejected")
+    if len({dialogue.seed_id for dialogue, _ in kept}) < 2:
+        raise UsageError(
+            f"{len(kept)} dialogues left of {read + len(rejections)}: a corpus needs those of two "
+            f"seeds, one to train on and one to hold out ({_reasons(rejections)})"
+        )
+    held = _held_out({dialogue.seed_id for dialogue, _ in kept}, options)
+    train = _weighted([pair for pair in kept if pair[0].seed_id not in held], options.rng_seed)
+    heldout = [dialogue for dialogue, _ in kept if dialogue.seed_id in held]
+    statistics = corpus_statistics([*train, *heldout])
+    write_records(out / TRAIN, train)
+    write_records(out / HELDOUT, heldout)
+    write_records(out / "rejections.jsonl", rejections)
+    write_json(out / "statistics.json", [row.model_dump() for row in statistics])
+    write_json(
+        out / "manifest.json",
+        {
+            "inputs": {
+                Path(source.path).name: content_hash(Path(source.path)) for source in sources
+            },
+            "train": len(train),
+            "heldout": len(heldout),
+            "rejected": len(rejections),
+            "versions": versions(),
+        },
+    )
+    return Curated(
+        read=read + len(rejections),
+        train=len(train),
+        heldout=len(heldout),
+        rejected=dict(sorted(Counter(str(rejection.reason) for rejection in rejections).items())),
+        statistics=tuple(statistics),
+    )
+
+
+def _source(
+    source: Mix, options: CurateOptions, seen: set[str], rejections: list[Rejection]
+) -> Iterable[Dialogue]:
+    """The dialogues of one source that pass; the others are added to `rejections`."""
+    taken = 0
+    for entry in read_dialogues(Path(source.path), source.source):
+        if isinstance(entry, Rejection):
+            rejections.append(entry)
+            continue
+        if source.limit is not None and taken >= source.limit:
+            rejections.append(_rejected(entry, Reason.NOT_SAMPLED, f"over {source.limit}"))
+            continue
+        fault = fault_of(entry, options.min_turns)
+        content = stable_id([message.content for message in entry.messages])
+        if fault is None and content in seen:
+            fault = Reason.DUPLICATE, "the same messages were there before"
+        if fault is not None:
+            rejections.append(_rejected(entry, *fault))
+            continue
+        seen.add(content)
+        taken += 1
+        yield entry
+
+
+def _rejected(dialogue: Dialogue, reason: Reason, detail: str) -> Rejection:
+    return Rejection(
+        id=dialogue.id, seed_id=dialogue.seed_id, source=dialogue.source,
+        step="curate", reason=reason, detail=detail,
+    )  # fmt: skip
+
+
+def _held_out(seeds: set[str], options: CurateOptions) -> set[str]:
+    """Choose the held-out seeds by hash, so that a new seed hardly moves an old one."""
+    count = min(max(1, round(len(seeds) * options.heldout)), options.heldout_most, len(seeds) - 1)
+    return set(sorted(seeds, key=lambda seed: stable_id(options.rng_seed, seed))[:count])
+
+
+def _weighted(kept: Sequence[tuple[Dialogue, float]], rng_seed: int) -> list[Dialogue]:
+    """Repeat each dialogue by the whole part of its weight, and by chance for the rest of it."""
+    chance = Random(rng_seed)
+    return [
+        dialogue
+        for dialogue, weight in kept
+        for _ in range(int(weight) + (chance.random() < weight % 1))
+    ]
+
+
+def _reasons(rejections: Sequence[Rejection]) -> str:
+    counts = Counter(str(rejection.reason) for rejection in rejections)
+    return (
+        ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none rejected"
+    )

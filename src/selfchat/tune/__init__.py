@@ -1,0 +1,1 @@
+"""What is learned: LoRA adapters on a frozen base, from a corpus."""

@@ -1,0 +1,81 @@
+"""`selfchat check`: a dialogue with its trained tokens coloured, and the faults of a corpus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import read_records
+from selfchat.core.progress import printable
+from selfchat.core.records import Dialogue, Record
+from selfchat.models.bases import load_tokenizer
+from selfchat.template.renderer import Example, Renderer, make_renderer
+from selfchat.tune.examples import make_examples, refuse_unlearnable
+from selfchat.tune.options import TuneOptions
+
+_TRAINED, _PLAIN, _OFF = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
+
+
+class Checked(Record):
+    """What a corpus gives to learn."""
+
+    dialogues: int
+    shortened: int
+    too_long: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+
+
+def check(corpus: Path, options: TuneOptions, colour: bool) -> tuple[Checked, str]:
+    """The figures of a corpus (a file, or a folder with `train.jsonl`), and its first dialogue.
+
+    Raises:
+        UsageError: the corpus cannot be learned from, or chat and training would see different
+            tokens; see `refuse_unlearnable` and `Renderer.example`.
+    """
+    path = corpus / "train.jsonl" if corpus.is_dir() else corpus
+    dialogues = list(read_records(path, Dialogue))
+    renderer = make_renderer(load_tokenizer(options.base), options.format)
+    examples = make_examples(dialogues, renderer, options.loss_on, options.max_length)
+    refuse_unlearnable(examples.kept, renderer)
+    for dialogue in dialogues:
+        _refuse_other_prompts(dialogue, renderer)
+    figures = Checked(
+        dialogues=len(examples.kept),
+        shortened=examples.shortened,
+        too_long=examples.too_long,
+        tokens=sum(len(example.token_ids) for example in examples.kept),
+        trained_tokens=sum(sum(example.loss_mask) for example in examples.kept),
+        longest=max(len(example.token_ids) for example in examples.kept),
+    )
+    return figures, shown(examples.kept[0], renderer, colour)
+
+
+def _refuse_other_prompts(dialogue: Dialogue, renderer: Renderer) -> None:
+    """A chat must prompt with just the tokens that training saw before each reply."""
+    whole = renderer.example(dialogue).token_ids
+    for at, message in enumerate(dialogue.messages):
+        if message.role != "assistant":
+            continue
+        prompt = renderer.prompt_ids(dialogue.messages[:at])
+        if whole[: len(prompt)] != prompt:
+            raise UsageError(
+                f"dialogue {dialogue.id}: the prompt of message {at + 1} has other tokens in a "
+                "chat than in training: choose the other tune.format"
+            )
+
+
+def shown(example: Example, renderer: Renderer, colour: bool) -> str:
+    """The example's text, trained tokens in green, or between ⟦ and ⟧ without colour."""
+    parts, before = [], 0
+    opening = {1: _TRAINED, 0: _PLAIN} if colour else {1: "⟦", 0: ""}
+    closing = {1: _OFF, 0: _OFF} if colour else {1: "⟧", 0: ""}
+    mask = example.loss_mask
+    for at in range(1, len(mask) + 1):
+        if at < len(mask) and mask[at] == mask[before]:
+            continue
+        text = renderer.tokenizer.decode(example.token_ids[before:at])
+        parts.append(opening[mask[before]] + printable(text) + closing[mask[before]])
+        before = at
+    return "".join(parts)

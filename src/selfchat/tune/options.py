@@ -1,0 +1,37 @@
+"""What can be chosen about tuning. The defaults are the paper's (section 5) where it has one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from selfchat.core.options import Options, execution, result
+
+
+class TuneOptions(Options):
+    """The section `[tune]` of a recipe."""
+
+    base: str = result("embedded:smollm2-135m", "address of the base model")
+    weights: Literal["auto", "fp32", "bf16", "int8"] = result(
+        "auto", "how the frozen base is held; auto takes the faster of fp32 and bf16"
+    )
+    format: Literal["baize", "native"] = result(
+        "baize", "how dialogues become text: Baize's transcript or the base's own chat template"
+    )
+    loss_on: Literal["assistant", "all"] = result("assistant", "tokens that are trained")
+    rank: int = result(8, "rank of the adapters", ge=1)
+    alpha: float = result(16.0, "adapters are scaled by alpha / rank", gt=0)
+    dropout: float = result(0.0, "share of an adapter's input that is dropped", ge=0, lt=1)
+    targets: Literal["baize", "all-linear"] = result(
+        "all-linear", "adapted layers: q k v gate up down, or o as well"
+    )
+    epochs: int = result(1, "times that the corpus is seen", ge=1)
+    batch: int = result(64, "dialogues of one optimizer step", ge=1)
+    learning_rate: float = result(2e-4, "highest learning rate; it falls to zero linearly", gt=0)
+    warmup: int = result(0, "steps over which the learning rate rises", ge=0)
+    max_length: int = result(512, "tokens; whole turns that do not fit are left out", ge=16)
+    rng_seed: int = result(0, "seed of every random choice")
+    micro_tokens: int = execution(
+        2048, "tokens, padding included, that are processed at once", ge=16
+    )
+    checkpoint_seconds: float = execution(30.0, "seconds between checkpoints", gt=0)
+    gpu: str = execution("A100", "graphics card that --plan reckons with")

@@ -1,0 +1,184 @@
+"""What a tuning run needs, from the base's configuration alone: no weights, no network."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Record
+from selfchat.tune.options import TuneOptions
+
+# The paper, table 3 names the models only; the shapes are those of the published configurations.
+_TARGETS = {
+    "baize": ("q", "k", "v", "gate", "up", "down"),
+    "all-linear": ("q", "k", "v", "o", "gate", "up", "down"),
+}
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+
+
+class Card(NamedTuple):
+    """A graphics card: the vendor's peak in bf16 and the share of it that we reckon with."""
+
+    name: str
+    flops: float  # per second
+    share: float
+
+
+# Dense bf16 peaks of the vendor's data sheets. The share is an assumption until it is measured.
+CARDS = {
+    "A100": Card("NVIDIA A100-80GB", 312e12, 0.35),
+    "H100": Card("NVIDIA H100", 989e12, 0.35),
+    "H200": Card("NVIDIA H200", 989e12, 0.35),
+}
+
+
+class Shape(Record):
+    """The sizes of a LLaMA-type decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    head_dim: int
+    tied: bool
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Shape:
+        """Read a transformers configuration; raises KeyError where a size is missing."""
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            vocab_size=config["vocab_size"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            tied=bool(config.get("tie_word_embeddings", False)),
+        )
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of the linear layers of one decoder layer."""
+        query = self.num_attention_heads * self.head_dim
+        key = self.num_key_value_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q": (query, hidden),
+            "k": (key, hidden),
+            "v": (key, hidden),
+            "o": (hidden, query),
+            "gate": (inner, hidden),
+            "up": (inner, hidden),
+            "down": (hidden, inner),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.num_hidden_layers * sum(out * into for out, into in self.linears().values())
+
+    @property
+    def head_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+
+class TunePlan(Record):
+    """What a run needs; seconds are None without a known card."""
+
+    base: str
+    base_parameters: int
+    trainable_parameters: int
+    flops_per_token: float
+    memory_bytes: int
+    weights: str
+    micro_tokens: int
+    tokens_per_second: float | None
+    card: str
+
+
+def plan(options: TuneOptions) -> TunePlan:
+    """Reckon trainable parameters exactly, FLOPs, and memory as an estimate.
+
+    Raises:
+        UsageError: the base's shape is not known here.
+    """
+    shape = find_shape(options.base)
+    weights = "bf16" if options.weights == "auto" else options.weights
+    adapters = adapter_parameters(shape, options)
+    flops = flops_per_token(shape, adapters, options.max_length)
+    card = CARDS.get(options.gpu)
+    return TunePlan(
+        base=options.base,
+        base_parameters=shape.linear_parameters
+        + shape.head_parameters * (1 if shape.tied else 2)
+        + shape.hidden_size * (2 * shape.num_hidden_layers + 1),
+        trainable_parameters=adapters,
+        flops_per_token=flops,
+        memory_bytes=memory_bytes(shape, adapters, weights, options.micro_tokens),
+        weights=weights,
+        micro_tokens=options.micro_tokens,
+        tokens_per_second=card.flops * card.share / flops if card else None,
+        card=card.name if card else options.gpu,
+    )
+
+
+def adapter_parameters(shape: Shape, options: TuneOptions) -> int:
+    """rank (out + in) for each adapted layer (Hu et al., 2022)."""
+    linears = shape.linears()
+    sizes = (sum(linears[name]) for name in _TARGETS[options.targets])
+    return shape.num_hidden_layers * options.rank * sum(sizes)
+
+
+def flops_per_token(shape: Shape, adapters: int, length: int) -> float:
+    """Floating-point operations to train on one token, without recomputation.
+
+    2 N forward and 2 N for the gradient of the inputs, N the parameters of all matrix products; the
+    frozen weights need no gradient. Adapters need theirs too: 6 each. Causal attention over half of
+    `length` costs 2 length h a layer forward, and 2.5 times that backward.
+    """
+    products = 4 * (shape.linear_parameters + shape.head_parameters)
+    width = shape.num_attention_heads * shape.head_dim
+    attention = 3.5 * 2 * length * width * shape.num_hidden_layers
+    return products + 6 * adapters + attention
+
+
+def memory_bytes(shape: Shape, adapters: int, weights: str, micro_tokens: int) -> int:
+    """An estimate of the peak: weights, adapters with Adam's state, activations, logits.
+
+    Activations are those that plain PyTorch keeps for a decoder layer: about 14 hidden and 5
+    intermediate vectors a token, at the width of the numbers that are computed with.
+    """
+    width = 4 if weights == "fp32" else 2
+    embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
+    held = shape.linear_parameters * _BYTES[weights] + embeddings
+    kept = 14 * shape.hidden_size + 5 * shape.intermediate_size
+    activations = micro_tokens * shape.num_hidden_layers * kept * width
+    logits = 512 * shape.vocab_size * (4 + width)
+    return held + 16 * adapters + activations + logits
+
+
+def find_shape(base: str) -> Shape:
+    """The shape of a base: shipped by address, or from `config.json` of a local folder.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    known = json.loads(
+        resources.files("selfchat.models").joinpath("shapes/shapes.json").read_text("utf-8")
+    )
+    if base in known:
+        return Shape.from_config(known[base])
+    config = Path(base.removeprefix("hf:")) / "config.json"
+    if config.is_file():
+        try:
+            return Shape.from_config(json.loads(config.read_text("utf-8")))
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"{config}: not a LLaMA-type configuration: {error}") from None
+    raise UsageError(
+        f"the shape of {base} is not known here; known are {', '.join(known)}, and any folder that "
+        "holds a config.json, as hf:FOLDER"
+    )
