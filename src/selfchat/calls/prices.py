@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib import resources
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from selfchat.core.records import Usage
 
@@ -33,13 +33,21 @@ def find_price(address: str, price_in: float | None, price_out: float | None) ->
     kind, _, name = address.partition(":")
     if kind != "openai":
         return FREE
-    return _table().get(name)
+    row = _table().get(name)
+    return _price(row) if row else None
+
+
+def earlier_prices(address: str) -> list[Price]:
+    """What a model cost before, for comparison only."""
+    row = _table().get(address.removeprefix("openai:"), {})
+    return [_price(past) for past in row.get("earlier", ())]
+
+
+def _price(row: dict[str, Any]) -> Price:
+    return Price(row["input"], row["output"], row["as_of"])
 
 
 @cache
-def _table() -> dict[str, Price]:
+def _table() -> dict[str, dict[str, Any]]:
     text = resources.files(__package__).joinpath("prices.toml").read_text("utf-8")
-    return {
-        name: Price(row["input"], row["output"], row["as_of"])
-        for name, row in tomllib.loads(text).items()
-    }
+    return tomllib.loads(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
@@ -25,7 +26,12 @@ class Progress(Protocol):
 
 def printable(text: str) -> str:
     """`text` without control codes, so that untrusted text cannot steer a terminal."""
-    return "".join(letter for letter in text if letter in "\n\t" or letter.isprintable())
+    return "".join(letter for letter in text if _is_printable(letter))
+
+
+def _is_printable(letter: str) -> bool:
+    """Letters, spaces of all widths, and the joiner within emoji; no control or direction codes."""
+    return letter in "\n\t\u200d" or letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 def show_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from selfchat.core.errors import UsageError
+from selfchat.core.hub import HubAddress, parquet_paths
+from selfchat.core.progress import Progress
 from selfchat.core.records import Dialogue, Message, Reason, Rejection, Role, stable_id
 from selfchat.core.rows import Row, read_rows
 from selfchat.template.transcript import Unreadable, parse_transcript
@@ -32,6 +34,17 @@ class Format(NamedTuple):
     keys: frozenset[str]
     messages: Callable[[dict[str, Any]], list[Message]]
     topic: str  # the column that says what the dialogue is about; "" for its first message
+
+
+def source_paths(address: str, progress: Progress) -> list[Path]:
+    """The files that a source names: itself, or the Parquet files of `hf:NAME[:CONFIG]`.
+
+    Raises:
+        UsageError, SelfchatError: the data set is not there or cannot be fetched.
+    """
+    if address.startswith("hf:"):
+        return parquet_paths(HubAddress.parse(address), progress)
+    return [Path(address)]
 
 
 def read_dialogues(path: Path, source: str = "") -> Iterator[Dialogue | Rejection]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from random import Random
 
 from selfchat.core.errors import UsageError
-from selfchat.core.files import content_hash, write_json, write_records
+from selfchat.core.files import write_json, write_records
 from selfchat.core.progress import Progress
 from selfchat.core.records import Dialogue, Reason, Record, Rejection, stable_id
 from selfchat.core.rundir import versions
 from selfchat.curate.checks import fault_of
-from selfchat.curate.formats import read_dialogues
+from selfchat.curate.formats import read_dialogues, source_paths
 from selfchat.curate.options import CurateOptions, Mix
 from selfchat.curate.stats import SourceStatistics, corpus_statistics
 
@@ -48,7 +48,8 @@ def curate(
     read = 0
     with progress.bar("curate", total=len(sources)) as bar:
         for source in sources:
-            found = list(_source(source, options, seen, rejections))
+            paths = source_paths(source.path, progress)
+            found = list(_source(source, paths, options, seen, rejections))
             read += len(found)
             kept += [(dialogue, source.weight) for dialogue in found]
             bar.advance(note=f"{len(kept)} kept, {len(rejections)} rejected")
@@ -68,9 +69,7 @@ def curate(
     write_json(
         out / "manifest.json",
         {
-            "inputs": {
-                Path(source.path).name: content_hash(Path(source.path)) for source in sources
-            },
+            "inputs": [Path(source.path).name for source in sources],
             "train": len(train),
             "heldout": len(heldout),
             "rejected": len(rejections),
@@ -87,11 +86,15 @@ def curate(
 
 
 def _source(
-    source: Mix, options: CurateOptions, seen: set[str], rejections: list[Rejection]
+    source: Mix,
+    paths: Sequence[Path],
+    options: CurateOptions,
+    seen: set[str],
+    rejections: list[Rejection],
 ) -> Iterable[Dialogue]:
     """The dialogues of one source that pass; the others are added to `rejections`."""
     taken = 0
-    for entry in read_dialogues(Path(source.path), source.source):
+    for entry in (entry for path in paths for entry in read_dialogues(path, source.source)):
         if isinstance(entry, Rejection):
             rejections.append(entry)
             continue

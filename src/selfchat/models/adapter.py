@@ -50,17 +50,37 @@ def save_adapter(model: nn.Module, config: LoraConfig, base: str, folder: Path) 
     )
 
 
+_PLAIN = {
+    "use_rslora": False,
+    "use_dora": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "bias": "none",
+    "modules_to_save": None,
+    "layers_to_transform": None,
+}
+
+
 def read_adapter_config(folder: Path) -> LoraConfig:
-    """Raises UsageError when the folder holds no LoRA adapter."""
-    stored = read_json(folder / CONFIG)
-    if stored.get("peft_type") != "LORA":
-        raise UsageError(f"{folder / CONFIG}: not a LoRA adapter")
-    return LoraConfig(
-        rank=int(stored["r"]),
-        alpha=float(stored["lora_alpha"]),
-        dropout=float(stored.get("lora_dropout", 0.0)),
-        targets=tuple(stored["target_modules"]),
-    )
+    """Raises UsageError when the folder holds no plain LoRA adapter."""
+    path = folder / CONFIG
+    stored = read_json(path)
+    if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
+        raise UsageError(f"{path}: not a LoRA adapter")
+    special = [name for name, value in _PLAIN.items() if (stored.get(name) or value) != value]
+    targets = stored.get("target_modules")
+    if special or not isinstance(targets, list):
+        what = ", ".join(special) or "target_modules as a pattern"
+        raise UsageError(f"{path}: an adapter with {what} is not supported")
+    try:
+        return LoraConfig(
+            rank=int(stored["r"]),
+            alpha=float(stored["lora_alpha"]),
+            dropout=float(stored.get("lora_dropout", 0.0)),
+            targets=tuple(targets),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: not a LoRA adapter: {error!r}") from None
 
 
 def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:

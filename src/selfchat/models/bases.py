@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +13,6 @@ from typing import Any, Literal
 import torch
 
 from selfchat.core.errors import SelfchatError, UsageError, missing_extra
-from selfchat.core.files import write_text
 from selfchat.models.address import split_address
 from selfchat.models.base import AddressError
 from selfchat.models.embedded import cache_directory, embedded_weights
@@ -71,7 +72,7 @@ def base_folder(address: str) -> str:
 def _converted(name: str) -> Path:
     """The embedded model as safetensors, converted from GGUF once."""
     folder = cache_directory() / f"{name}-transformers"
-    if (folder / "complete").exists():
+    if folder.exists():
         return folder
     weights = embedded_weights(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -86,10 +87,12 @@ def _converted(name: str) -> Path:
         )
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_text(folder / "complete", f"converted from {weights.name}\n")
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    with suppress(OSError):  # another process was first: its folder is as good
+        partial.rename(folder)
+    shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

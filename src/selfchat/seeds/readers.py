@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfchat.core.errors import UsageError
+from selfchat.core.hub import HubAddress, parquet_paths
 from selfchat.core.progress import Progress
 from selfchat.core.rows import SUFFIXES, Row, read_rows
-from selfchat.seeds.hub import HubAddress, parquet_paths
 from selfchat.seeds.options import SeedsOptions
 from selfchat.seeds.phrases import key_phrases
 

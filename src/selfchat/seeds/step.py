@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -57,10 +57,10 @@ def gather(options: SeedsOptions, out: Path, progress: Progress) -> SeedsCounts:
     """
     sieve = _Sieve(options.domain)
     seeds = _not_none(sieve, sieve.kept(_read(options, progress)), options)
-    if options.sample is None:
+    if options.sample is None and options.sample_each is None:
         distinct = written = write_records(out, seeds)
     else:
-        distinct, written = _write_sample(seeds, options.sample, options.rng_seed, out)
+        distinct, written = _write_sample(seeds, options, out)
     counts = sieve.counts(written=written, not_sampled=distinct - written)
     progress.say(f"{out}: {_summary(counts)}")
     if sieve.first_unparsable:
@@ -122,15 +122,38 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
 
 
-def _write_sample(seeds: Iterable[Seed], size: int, rng_seed: int, out: Path) -> tuple[int, int]:
+def _write_sample(seeds: Iterable[Seed], options: SeedsOptions, out: Path) -> tuple[int, int]:
     """Return how many distinct seeds there are and how many are written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=".seeds.") as folder:
         everything = Path(folder) / out.name  # on disk: how many there are shows at the end only
-        total = write_records(everything, seeds)
-        drawn = set(random.Random(rng_seed).sample(range(total), min(size, total)))
+        places = _Places()
+        total = write_records(everything, places.noted(seeds))
+        drawn = places.drawn(options)
         stored = enumerate(read_records(everything, Seed))
         return total, write_records(out, (seed for place, seed in stored if place in drawn))
+
+
+class _Places:
+    """Where the seeds of each source stand among all."""
+
+    def __init__(self) -> None:
+        self._by_source: defaultdict[str, list[int]] = defaultdict(list)
+
+    def noted(self, seeds: Iterable[Seed]) -> Iterator[Seed]:
+        for place, seed in enumerate(seeds):
+            self._by_source[seed.source].append(place)
+            yield seed
+
+    def drawn(self, options: SeedsOptions) -> set[int]:
+        """Draw among all, or among those of each source."""
+        rng = random.Random(options.rng_seed)
+        if options.sample_each is None:
+            groups = [sorted(place for group in self._by_source.values() for place in group)]
+        else:
+            groups = list(self._by_source.values())
+        size = options.sample or options.sample_each or 0
+        return {place for group in groups for place in rng.sample(group, min(size, len(group)))}
 
 
 def _not_none(sieve: _Sieve, seeds: Iterable[Seed], options: SeedsOptions) -> Iterator[Seed]:

@@ -80,10 +80,14 @@ class StopScanner:
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
 
-    def flush(self) -> str:
-        """Return the text still held back: at the end it was no stop string after all."""
-        shown, self._held = self._held, ""
-        return "" if self.stopped else shown
+    def flush(self, complete: bool) -> str:
+        """Return what is still held back at the end.
+
+        In a complete reply it was no stop string after all; in one that was cut it may be half of
+        one, unless it is a single character.
+        """
+        held, self._held = self._held, ""
+        return held if complete or len(held) < 2 else ""
 
     def _undecided(self) -> Iterator[int]:
         for stop in self._stops:
@@ -91,3 +95,21 @@ class StopScanner:
                 if self._held.endswith(stop[:length]):
                     yield length
                     break
+
+
+class Trimmer:
+    """Passes on streamed text without the white space at its two ends."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._begun = False
+
+    def feed(self, text: str) -> str:
+        """Take more text and return it up to its last character that is no white space."""
+        if not self._begun:
+            text = text.lstrip()
+        text = self._held + text
+        shown = text.rstrip()
+        self._held = text[len(shown) :]
+        self._begun = self._begun or bool(shown)
+        return shown

@@ -110,7 +110,7 @@ def tune(
     if not resume:
         (out / CHECKPOINT).unlink(missing_ok=True)
     trainer = Trainer(model, train.kept, heldout.kept, options, out, fingerprint)
-    with EnergyMeter() as meter:
+    with EnergyMeter(gpu_ids(device)) as meter:
         trained = trainer.run(progress)
     energy = meter.read()
     save_adapter(model, config, base_folder(options.base), out)
@@ -172,6 +172,13 @@ def _introduction(
 
 def _trainable(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def gpu_ids(device: torch.device) -> list[str]:
+    """NVML's names of the graphics cards that this process works on."""
+    if device.type != "cuda":
+        return []
+    return [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -96,7 +96,9 @@ class Trainer:
         rate = self._learning_rate(at.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        torch.manual_seed(self._options.rng_seed * 1_000_003 + at.step)  # of the dropout
+        torch.manual_seed(
+            (self._options.rng_seed * 1_000_003 + at.step) % (1 << 63)
+        )  # of the dropout
         self._model.train()
         total = 0.0
         for micro_batch in micro_batches(batch, self._options.micro_tokens):
@@ -132,7 +134,9 @@ class Trainer:
 
     def _batch(self, epoch: int, place: int) -> list[Example]:
         """The examples of one step: each epoch has an order of its own, from the recipe's seed."""
-        generator = torch.Generator().manual_seed(self._options.rng_seed * 7_919 + epoch)
+        generator = torch.Generator().manual_seed(
+            (self._options.rng_seed * 7_919 + epoch) % (1 << 63)
+        )
         order = torch.randperm(len(self._examples), generator=generator).tolist()
         start = place * self._options.batch
         return [self._examples[index] for index in order[start : start + self._options.batch]]

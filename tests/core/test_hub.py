@@ -9,8 +9,8 @@ from urllib.parse import unquote
 import pytest
 
 from selfchat.core.errors import SelfchatError, UsageError
+from selfchat.core.hub import CONVERTED, HubAddress, choose, config_of, parquet_paths, split_of
 from selfchat.core.progress import Quiet
-from selfchat.seeds.hub import CONVERTED, HubAddress, choose, config_of, parquet_paths, split_of
 
 
 def test_an_address_has_a_name_a_config_and_a_column() -> None:

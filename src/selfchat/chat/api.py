@@ -1,0 +1,207 @@
+"""The wire: what a chat completion request may say, and how answers and errors are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from selfchat.core.records import Message, Role, Sampling
+from selfchat.models.base import FinishReason
+
+MAX_MESSAGES = 2048
+MAX_STOPS = 4
+
+# Fields that change what an answer means, with the values under which they change nothing. To
+# ignore another value would be to answer a question that was not asked.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "best_of": (None, 1),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None, []),
+    "logit_bias": (None, {}),
+    "logprobs": (None, False),
+    "min_p": (None, 0),
+    "modalities": (None, ["text"]),
+    "n": (None, 1),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "top_k": (None, 0, -1),
+    "top_logprobs": (None, 0),
+}
+
+
+class ApiError(Exception):
+    """A request that is answered by an error, in OpenAI's shape."""
+
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.param = param
+        self.code = code
+
+    def body(self) -> dict[str, Any]:
+        kind = _ERROR_TYPES.get(self.status, "invalid_request_error")
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+_ERROR_TYPES = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error"}
+
+
+class _Wire(BaseModel):
+    """Fields that are not known change nothing and are ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+class TextPart(_Wire):
+    type: Literal["text"]
+    text: str
+
+
+class WireMessage(_Wire):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart]
+
+    def message(self, place: int) -> Message:
+        parts = self.content
+        text = parts if isinstance(parts, str) else "\n".join(part.text for part in parts)
+        if not text.strip():
+            raise ApiError(400, f"message {place + 1} is blank", f"messages.{place}.content")
+        role: Role = "system" if self.role == "developer" else self.role
+        return Message(role=role, content=text)
+
+
+class StreamOptions(_Wire):
+    include_usage: bool = False
+
+
+class CompletionRequest(_Wire):
+    """The fields of `POST /v1/chat/completions` that are honoured."""
+
+    model: str = Field(max_length=256)
+    messages: list[WireMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def conversation(self) -> list[Message]:
+        """The messages as ours.
+
+        Raises:
+            ApiError: they are not an optional system message, then user and assistant in turn, the
+                user last.
+        """
+        messages = [wire.message(place) for place, wire in enumerate(self.messages)]
+        lead = 1 if messages[0].role == "system" else 0
+        for place, message in enumerate(messages[lead:]):
+            expected = "assistant" if place % 2 else "user"
+            if message.role != expected:
+                raise ApiError(
+                    400,
+                    f"message {lead + place + 1} is by the {message.role}, not the {expected}: "
+                    "one optional system message first, then user and assistant in turn",
+                    f"messages.{lead + place}.role",
+                )
+        if messages[-1].role != "user":
+            raise ApiError(400, "the last message must be by the user", "messages")
+        return messages
+
+    def sampling(self, default: Sampling) -> Sampling:
+        """What is asked for, and `default` where nothing is."""
+        asked = {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "max_tokens": self.max_completion_tokens or self.max_tokens,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        return default.model_copy(update=given)
+
+
+def read_request(body: bytes) -> CompletionRequest:
+    """Raises ApiError 400 when the body is no request, or asks for what there is not."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ApiError(400, "the body is not JSON") from None
+    if not isinstance(fields, dict):
+        raise ApiError(400, "the body is not a JSON object")
+    for name in sorted(_UNSUPPORTED.keys() & fields.keys()):
+        if fields[name] not in _UNSUPPORTED[name]:
+            raise ApiError(400, f"this value of {name} is not supported", name, "unsupported_value")
+    try:
+        asked = CompletionRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise _first_fault(error) from None
+    if len(asked.stops) > MAX_STOPS or "" in asked.stops:
+        raise ApiError(400, f"stop takes up to {MAX_STOPS} strings, none empty", "stop")
+    return asked
+
+
+def _first_fault(error: ValidationError) -> ApiError:
+    fault = error.errors(include_input=False, include_url=False)[0]
+    param = ".".join(str(part) for part in fault["loc"]) or None
+    return ApiError(400, f"{param}: {fault['msg']}" if param else fault["msg"], param)
+
+
+class Answer(NamedTuple):
+    """What stays the same through one answer, streamed or whole."""
+
+    id: str
+    created: int
+    model: str
+
+    def whole(self, text: str, finish: FinishReason, usage: dict[str, int]) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+        return self._object("chat.completion", [choice]) | {"usage": usage}
+
+    def chunk(self, delta: dict[str, str], finish: FinishReason | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._object("chat.completion.chunk", [choice])
+
+    def usage_chunk(self, usage: dict[str, int]) -> dict[str, Any]:
+        return self._object("chat.completion.chunk", []) | {"usage": usage}
+
+    def _object(self, kind: str, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model} | {
+            "choices": list(choices)
+        }
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def event(value: dict[str, Any]) -> str:
+    """One server-sent event."""
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+DONE = "data: [DONE]\n\n"

@@ -1,0 +1,237 @@
+"""The OpenAI-compatible API as a Starlette application."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from selfchat.chat import api
+from selfchat.chat.api import Answer, ApiError, CompletionRequest
+from selfchat.chat.talker import Talker, count_prompt, fitted
+from selfchat.chat.worker import Failed, Job, OnFinish, QueueFull, Worker
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Message, Sampling
+
+BODY_LIMIT = 1 << 20
+RETRY_AFTER_SECONDS = 5
+
+
+def make_app(
+    talkers: Mapping[str, Talker],
+    sampling: Sampling,
+    api_key: str = "",
+    allowed_hosts: Sequence[str] = ("*",),
+    waiting: int = 16,
+) -> Starlette:
+    """The application.
+
+    Args:
+        talkers: the models by the id that clients ask for.
+        sampling: what holds where a request does not say.
+        api_key: needed on every route but /health, unless it is empty.
+        allowed_hosts: the `Host` headers that are answered.
+        waiting: how many replies may queue behind the one that is being drawn.
+    """
+    endpoints = _Endpoints(talkers, sampling, Worker(waiting))
+    return Starlette(
+        routes=[
+            Route("/health", endpoints.health),
+            Route("/v1/models", endpoints.models),
+            Route("/v1/chat/completions", endpoints.complete, methods=["POST"]),
+        ],
+        middleware=[
+            Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts, www_redirect=False),
+            Middleware(_KeyNeeded, api_key=api_key),
+        ],
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            Exception: _bug,
+        },
+        lifespan=endpoints.lifespan,
+    )
+
+
+class _Endpoints:
+    """What the routes do; all that they share is the models and the worker."""
+
+    def __init__(self, talkers: Mapping[str, Talker], sampling: Sampling, worker: Worker) -> None:
+        self._talkers = talkers
+        self._sampling = sampling
+        self._worker = worker
+        self._since = int(time.time())
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        await self._worker.close()
+
+    async def health(self, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def models(self, request: Request) -> Response:
+        listed = [
+            {"id": name, "object": "model", "created": self._since, "owned_by": "selfchat"}
+            for name in self._talkers
+        ]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def complete(self, request: Request) -> Response:
+        asked = api.read_request(await _body(request))
+        talker = self._talker(asked.model)
+        sampling = asked.sampling(self._sampling)
+        messages, prompt_tokens = await _prompt(talker, asked, sampling.max_tokens)
+        job = self._submit(talker, messages, sampling, asked)
+        answer = Answer(f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), asked.model)
+        if asked.stream:
+            events = _events(job, answer, prompt_tokens, asked.include_usage)
+            return _EventStream(events, on_close=job.stop)
+        return await _whole(request, job, answer, prompt_tokens)
+
+    def _talker(self, name: str) -> Talker:
+        if name in self._talkers:
+            return self._talkers[name]
+        known = ", ".join(self._talkers)
+        raise ApiError(404, f"no model {name!r} here; there is {known}", "model", "model_not_found")
+
+    def _submit(
+        self, talker: Talker, messages: list[Message], sampling: Sampling, asked: CompletionRequest
+    ) -> Job:
+        seed = secrets.randbits(32) if asked.seed is None else asked.seed % (1 << 32)
+
+        def draw(cancelled: Callable[[], bool], on_finish: OnFinish) -> Iterator[str]:
+            return talker.stream(messages, sampling, seed, asked.stops, cancelled, on_finish)
+
+        try:
+            return self._worker.submit(draw)
+        except QueueFull:
+            raise ApiError(429, "too many requests are waiting", code="queue_full") from None
+
+
+async def _body(request: Request) -> bytes:
+    # A page of another site can make a browser post to this machine, but not with this type.
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ApiError(415, "send Content-Type: application/json")
+    body = bytearray()
+    async for block in request.stream():
+        body += block
+        if len(body) > BODY_LIMIT:
+            raise ApiError(413, f"the body is over {BODY_LIMIT} bytes")
+    return bytes(body)
+
+
+async def _prompt(
+    talker: Talker, asked: CompletionRequest, max_tokens: int
+) -> tuple[list[Message], int]:
+    """The messages that fit, and how many tokens their prompt has."""
+
+    def measure() -> tuple[list[Message], int]:
+        messages = fitted(talker, asked.conversation(), max_tokens)
+        return messages, count_prompt(talker, messages)
+
+    try:
+        return await asyncio.to_thread(measure)
+    except UsageError as error:
+        raise ApiError(400, str(error), "messages", "context_length_exceeded") from None
+
+
+async def _whole(request: Request, job: Job, answer: Answer, prompt_tokens: int) -> Response:
+    watch = asyncio.create_task(_stop_when_gone(request, job))
+    try:
+        text = "".join([piece async for piece in job.pieces()])
+    except Failed as error:
+        raise ApiError(500, str(error)) from None
+    finally:
+        watch.cancel()
+        job.stop()
+    usage = api.usage_of(prompt_tokens, job.ended.tokens)
+    return JSONResponse(answer.whole(text, job.ended.finish, usage))
+
+
+async def _stop_when_gone(request: Request, job: Job) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.stop()
+
+
+async def _events(
+    job: Job, answer: Answer, prompt_tokens: int, include_usage: bool
+) -> AsyncIterator[str]:
+    """The answer as server-sent events; only one that is whole ends with [DONE]."""
+    no_usage = {"usage": None} if include_usage else {}
+    yield api.event(answer.chunk({"role": "assistant", "content": ""}) | no_usage)
+    try:
+        async for piece in job.pieces():
+            yield api.event(answer.chunk({"content": piece}) | no_usage)
+    except Failed as error:
+        yield api.event(ApiError(500, str(error)).body())
+        return
+    yield api.event(answer.chunk({}, job.ended.finish) | no_usage)
+    if include_usage:
+        yield api.event(answer.usage_chunk(api.usage_of(prompt_tokens, job.ended.tokens)))
+    yield api.DONE
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; `on_close` is called however the stream ends."""
+
+    def __init__(self, events: AsyncIterator[str], on_close: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(events, media_type="text/event-stream", headers=headers)
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_close()
+
+
+class _KeyNeeded:
+    """Lets nobody without the key pass, except to /health."""
+
+    def __init__(self, app: ASGIApp, api_key: str) -> None:
+        self._app = app
+        self._header = f"Bearer {api_key}".encode() if api_key else b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._may_pass(scope):
+            await self._app(scope, receive, send)
+            return
+        error = ApiError(401, "send the API key: Authorization: Bearer KEY", code="invalid_api_key")
+        response = JSONResponse(error.body(), 401, headers={"WWW-Authenticate": "Bearer"})
+        await response(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if not self._header or scope["path"] == "/health":
+            return True
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(given, self._header)
+
+
+def _api_error(request: Request, error: Any) -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if error.status == 429 else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+def _http_error(request: Request, error: Any) -> Response:
+    fault = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(fault.body(), error.status_code, error.headers)
+
+
+def _bug(request: Request, error: Any) -> Response:
+    return JSONResponse(ApiError(500, "internal error; the server's log says more").body(), 500)

@@ -1,0 +1,53 @@
+"""The options of the chat step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from selfchat.core.errors import UsageError
+from selfchat.core.options import Options, execution, result
+from selfchat.core.records import ChatSettings, Sampling
+from selfchat.template.prompts import prompt
+
+CHAT_PROMPTS = ("demo", "baize", "baize_healthcare")
+
+
+class ChatOptions(Options):
+    """How people talk to the tuned model."""
+
+    prompt: str = result(
+        "demo", f"guarding prompt: {', '.join(CHAT_PROMPTS)}, or a path that ends in .txt"
+    )
+    temperature: float = result(1.0, "0 is greedy; higher is more varied", ge=0, le=2)
+    top_p: float = result(0.95, "draw among the likeliest tokens of this share", gt=0, le=1)
+    max_tokens: int = result(512, "most tokens of a reply", ge=1)
+    rng_seed: int = execution(0, "seed of the replies drawn in the terminal")
+
+
+def chat_settings(options: ChatOptions) -> ChatSettings:
+    """The settings with the text of the prompt in place of its name.
+
+    Raises:
+        UsageError: there is no such prompt, or its file is not there, not UTF-8 or empty.
+    """
+    sampling = Sampling(
+        temperature=options.temperature, top_p=options.top_p, max_tokens=options.max_tokens
+    )
+    return ChatSettings(prompt=_prompt_text(options.prompt), sampling=sampling)
+
+
+def _prompt_text(name: str) -> str:
+    if name in CHAT_PROMPTS:
+        return prompt(name)
+    if not name.endswith(".txt"):
+        known = ", ".join(CHAT_PROMPTS)
+        raise UsageError(f"no chat prompt {name!r}; use {known}, or a path that ends in .txt")
+    try:
+        text = Path(name).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    if not text:
+        raise UsageError(f"{name}: the prompt is empty")
+    return text

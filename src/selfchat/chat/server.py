@@ -1,0 +1,155 @@
+"""Serving a model on this machine, or beyond it with a key."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from selfchat.chat.talker import Talker
+from selfchat.core.errors import SelfchatError, UsageError, missing_extra
+from selfchat.core.progress import Progress, show_progress
+from selfchat.core.records import ChatSettings, Sampling
+from selfchat.models.address import split_address
+
+if TYPE_CHECKING:
+    from selfchat.models.local import LocalModel
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
+DRAIN_SECONDS = 30
+
+
+class Door(NamedTuple):
+    """Who may come in: everybody on this machine, or whoever has the key."""
+
+    api_key: str
+    allowed_hosts: tuple[str, ...]
+
+
+def serve(
+    model: LocalModel,
+    settings: ChatSettings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key_env: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Serve the model, and the base that it was tuned from, until Ctrl-C or SIGTERM.
+
+    Replies that are being drawn then are finished, for up to half a minute.
+
+    Args:
+        model: opened with `settings.prompt` as its guarding prompt.
+        api_key_env: the environment variable that holds the key clients must send.
+
+    Raises:
+        UsageError: the host is not loopback and there is no key, or the variable is not set.
+        SelfchatError: the port is taken.
+    """
+    serve_talkers(served(model, settings), settings.sampling, host, port, api_key_env, progress)
+
+
+def served(model: LocalModel, settings: ChatSettings) -> dict[str, Talker]:
+    """The models by id: the model by its name and, when it is adapted, also `base`."""
+    name = model_name(model.address)
+    if not model.adapted:
+        return {name: model}
+    return {name if name != "base" else "tuned": model, "base": _base(model, settings.prompt)}
+
+
+def model_name(address: str) -> str:
+    """A short name that gives away no path: `run:/home/me/runs/demo` is `demo`."""
+    kind, name = split_address(address)
+    path = Path(name).resolve() if kind == "run" else Path(name)
+    return path.name or "tuned"
+
+
+def _base(model: LocalModel, prompt: str) -> LocalModel:
+    """The base in its own chat template, where it has one: it never saw the tuned format."""
+    from selfchat.template.renderer import make_renderer
+
+    with suppress(UsageError):
+        return model.as_base(make_renderer(model.renderer.tokenizer, "native", prompt))
+    return model.as_base()
+
+
+def serve_talkers(
+    talkers: Mapping[str, Talker],
+    sampling: Sampling,
+    host: str,
+    port: int,
+    api_key_env: str | None,
+    progress: Progress | None = None,
+) -> None:
+    """Serve models by their ids; as `serve` otherwise."""
+    try:
+        import uvicorn
+
+        from selfchat.chat.app import make_app
+    except ImportError:
+        raise missing_extra("serve", "starlette and uvicorn") from None
+    door = door_for(host, api_key_env)
+    listener = listen(host, port)
+    app = make_app(talkers, sampling, door.api_key, door.allowed_hosts)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    _greet(progress or show_progress(), listener, list(talkers), api_key_env)
+    # uvicorn drains first and then raises the interrupt that ended it.
+    with listener, suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def door_for(host: str, api_key_env: str | None) -> Door:
+    """Raises UsageError when the door would stand open."""
+    key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
+    if api_key_env and not key:
+        raise UsageError(f"{api_key_env} is not set: put the API key in that environment variable")
+    if is_loopback(host):
+        return Door(key, tuple(dict.fromkeys((*LOOPBACK_NAMES, host))))
+    if not key:
+        raise UsageError(
+            f"{host} can be reached from other machines: give an API key by --api-key-env NAME"
+        )
+    return Door(key, ("*",))
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises SelfchatError when the address cannot be had."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        why = "is taken; choose another with --port" if taken else f"cannot be used: {error}"
+        raise SelfchatError(f"{host}:{port} {why}") from None
+
+
+def _greet(
+    progress: Progress, listener: socket.socket, names: list[str], api_key_env: str | None
+) -> None:
+    host, port = listener.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    key = f' -H "Authorization: Bearer ${api_key_env}"' if api_key_env else ""
+    progress.say(f"serving {', '.join(names)} at {url} (Ctrl-C stops)")
+    progress.say(
+        f"try: curl {url}/chat/completions -H 'Content-Type: application/json'{key} -d "
+        f'\'{{"model": "{names[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}\''
+    )

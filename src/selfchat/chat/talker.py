@@ -1,0 +1,55 @@
+"""The little that chatting needs of a model, so that tests can do with less than one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from selfchat.chat.history import fit
+from selfchat.core.records import Message, Sampling
+from selfchat.models.base import FinishReason
+
+
+class PromptRenderer(Protocol):
+    """Messages, and the guarding prompt before them, as token ids."""
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]: ...
+
+
+class Talker(Protocol):
+    """A model that streams one reply at a time; `LocalModel` is one."""
+
+    address: str
+
+    @property
+    def context(self) -> int: ...
+
+    @property
+    def renderer(self) -> PromptRenderer: ...
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        rng_seed: int = 0,
+        stops: Sequence[str] = (),
+        cancelled: Callable[[], bool] = lambda: False,
+        on_finish: Callable[[FinishReason, int], None] = lambda reason, tokens: None,
+    ) -> Iterator[str]: ...
+
+
+def count_prompt(talker: Talker, messages: Sequence[Message]) -> int:
+    """Tokens of the prompt that these messages make."""
+    return len(talker.renderer.prompt_ids(messages))
+
+
+def fitted(talker: Talker, messages: Sequence[Message], max_tokens: int) -> list[Message]:
+    """The messages less the oldest turns for which the model's context has no room.
+
+    The reply gets the room it may need, up to half the context.
+
+    Raises:
+        UsageError: the last message does not fit even by itself.
+    """
+    room = talker.context - min(max_tokens, talker.context // 2)
+    return fit(messages, lambda kept: count_prompt(talker, kept), room)

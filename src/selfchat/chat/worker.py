@@ -1,0 +1,107 @@
+"""Drawing replies in a thread, one at a time, for clients that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import NamedTuple
+
+from selfchat.models.base import FinishReason
+
+OnFinish = Callable[[FinishReason, int], None]
+Draw = Callable[[Callable[[], bool], OnFinish], Iterator[str]]
+
+_LOG = logging.getLogger(__name__)
+
+
+class QueueFull(Exception):
+    """Too many replies are waiting for their turn."""
+
+
+class Failed(Exception):
+    """The model broke while it was drawing; the log says how."""
+
+
+class Ended(NamedTuple):
+    """What ended a reply, and how many tokens it took."""
+
+    finish: FinishReason
+    tokens: int
+
+
+class Job:
+    """One reply on its way; `stop` ends this one and no other."""
+
+    def __init__(self, draw: Draw, turn: asyncio.Lock) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._out: asyncio.Queue[str | Ended | Failed] = asyncio.Queue()
+        self._stopped = threading.Event()
+        self._drawing = False
+        self.ended = Ended("stop", 0)
+        self.task = asyncio.create_task(self._run(draw, turn))
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """The text as it comes; once it is over, `ended` says how it ended."""
+        while True:
+            item = await self._out.get()
+            if isinstance(item, Failed):
+                raise item
+            if isinstance(item, Ended):
+                self.ended = item
+                return
+            yield item
+
+    def stop(self) -> None:
+        """Give up the place in the queue, or stop drawing after the current token."""
+        self._stopped.set()
+        if not self._drawing:
+            self.task.cancel()
+            self._out.put_nowait(self.ended)
+
+    async def _run(self, draw: Draw, turn: asyncio.Lock) -> None:
+        async with turn:
+            self._drawing = True
+            await asyncio.to_thread(self._pump, draw)
+
+    def _pump(self, draw: Draw) -> None:
+        """Use up the generator in this one thread: it holds the model until it is over."""
+        ends: list[Ended] = []
+        try:
+            for piece in draw(
+                self._stopped.is_set, lambda finish, tokens: ends.append(Ended(finish, tokens))
+            ):
+                self._hand_over(piece)
+            self._hand_over(ends[-1])
+        except Exception:  # noqa: BLE001  whoever waits for the reply has to hear of it
+            _LOG.exception("drawing a reply failed")
+            self._hand_over(Failed("the model failed; the server's log says how"))
+
+    def _hand_over(self, item: str | Ended | Failed) -> None:
+        self._loop.call_soon_threadsafe(self._out.put_nowait, item)
+
+
+class Worker:
+    """Lets one reply be drawn while up to `waiting` others queue, first come, first served."""
+
+    def __init__(self, waiting: int) -> None:
+        self._places = waiting + 1
+        self._turn = asyncio.Lock()
+        self._jobs: set[Job] = set()
+
+    def submit(self, draw: Draw) -> Job:
+        """Raises QueueFull."""
+        if len(self._jobs) >= self._places:
+            raise QueueFull
+        job = Job(draw, self._turn)
+        self._jobs.add(job)
+        job.task.add_done_callback(lambda _: self._jobs.discard(job))
+        return job
+
+    async def close(self) -> None:
+        """Stop everything, and wait until the model is free."""
+        tasks = [job.task for job in self._jobs]
+        for job in list(self._jobs):
+            job.stop()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,182 @@
+"""Energy of a piece of work: measured where the machine allows, else estimated, and saying which.
+
+method     what is counted
+rapl       the CPU packages of this machine, whoever uses them (Linux powercap)
+nvml       the GPUs of the work, by their own counters; the host is left out
+estimate   this process' CPU time and the GPUs' running time, at assumed watts
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Literal, NamedTuple, Self
+
+Method = Literal["rapl", "nvml", "estimate"]
+
+POWERCAP = Path("/sys/class/powercap")
+
+# What an estimate assumes. A busy server core draws about 5 W by itself (350 W for 64 cores);
+# memory, board, fans and power supply about double it. Idle watts are the work's share of a machine
+# that is on anyway. A training GPU runs near its board's limit: 400 W for the A100 of the paper.
+BUSY_CORE_WATTS = 10.0
+IDLE_WATTS = 5.0
+BUSY_GPU_WATTS = 400.0
+
+# World average of electricity generated in 2018: IEA, Global Energy & CO2 Status Report 2019. Grids
+# differ from a tenth of it to twice as much.
+WORLD_KG_PER_KWH = 0.475
+
+_JOULES_PER_KWH = 3.6e6
+_SECONDS_PER_SAMPLE = 60.0  # a package's counter can wrap around every few minutes
+
+
+class Energy(NamedTuple):
+    """Joules, and how they are known."""
+
+    joules: float
+    method: Method
+
+
+def co2_kg(joules: float, kg_per_kwh: float = WORLD_KG_PER_KWH) -> float:
+    """Kilograms of CO2 of so many joules from the grid; approximate, as the grid's figure is."""
+    return joules / _JOULES_PER_KWH * kg_per_kwh
+
+
+class EnergyMeter:
+    """Counts from `start`, or from entering it as a context, to each `read`.
+
+    Args:
+        gpus: UUIDs (`GPU-...`) of the GPUs that do the work, as NVML and torch name them.
+        powercap: where Linux shows its power domains.
+    """
+
+    def __init__(self, gpus: Sequence[str] = (), powercap: Path = POWERCAP) -> None:
+        self._gpus = tuple(gpus)
+        self._powercap = powercap
+        self._method: Method = "estimate"
+        self._counters: list[_Counter] = []
+        self._fallback: _Counter | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def start(self) -> Self:
+        """Count from now on."""
+        self.stop()
+        self._stopped = threading.Event()
+        self._fallback = _Counter(lambda: _assumed_joules(len(self._gpus)))
+        self._method, self._counters = _measured(self._gpus, self._powercap)
+        if self._counters:
+            sampler = threading.Thread(target=self._sample, args=(self._stopped,), daemon=True)
+            sampler.start()
+        return self
+
+    def read(self) -> Energy:
+        """What was used since the start; a counter that fails turns it into an estimate."""
+        if self._fallback is None:
+            raise RuntimeError("the energy meter was not started")
+        with self._lock:
+            estimate = self._fallback.advance()
+            try:
+                joules = sum(counter.advance() for counter in self._counters)
+            except (OSError, ValueError):
+                self._method, self._counters = "estimate", []
+            if not self._counters:
+                return Energy(estimate, "estimate")
+            return Energy(joules, self._method)
+
+    def stop(self) -> None:
+        """End the sampling in the background; `read` still works."""
+        self._stopped.set()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _sample(self, stopped: threading.Event) -> None:
+        while not stopped.wait(_SECONDS_PER_SAMPLE):
+            self.read()
+
+
+class _Counter:
+    """The increments of a running total of joules that wraps around at `wraps_at`."""
+
+    def __init__(self, read: Callable[[], float], wraps_at: float = math.inf) -> None:
+        self._read, self._wraps_at = read, wraps_at
+        self._last = read()
+        self._total = 0.0
+
+    def advance(self) -> float:
+        now = self._read()
+        step = now - self._last
+        self._total += step if step >= 0 else step + self._wraps_at
+        self._last = now
+        return self._total
+
+
+def _measured(gpus: tuple[str, ...], powercap: Path) -> tuple[Method, list[_Counter]]:
+    """The counters of the work; none where any of them cannot be read, for a part misleads."""
+    try:
+        if gpus:
+            return "nvml", _gpu_counters(gpus)
+        if counters := _package_counters(powercap):
+            return "rapl", counters
+    except (ImportError, OSError, ValueError):
+        pass
+    return "estimate", []
+
+
+def _package_counters(powercap: Path) -> list[_Counter]:
+    """One counter a CPU package; its parts, and `psys` that contains it, would count twice."""
+    domains = [path for path in sorted(powercap.glob("intel-rapl:*")) if path.name.count(":") == 1]
+    packages = [path for path in domains if (path / "name").read_text().startswith("package")]
+    return [
+        _Counter(
+            lambda path=path: _microjoules(path / "energy_uj"),  # type: ignore[misc]
+            wraps_at=_microjoules(path / "max_energy_range_uj"),
+        )
+        for path in packages
+    ]
+
+
+def _microjoules(path: Path) -> float:
+    return int(path.read_text()) / 1e6
+
+
+def _gpu_counters(gpus: tuple[str, ...]) -> list[_Counter]:
+    nvml = importlib.import_module("pynvml")
+    return [_Counter(_gpu_joules(nvml, uuid)) for uuid in gpus]
+
+
+def _gpu_joules(nvml: ModuleType, uuid: str) -> Callable[[], float]:
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+    except nvml.NVMLError as error:
+        raise OSError(str(error)) from None
+
+    def joules() -> float:
+        try:
+            millijoules: int = nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        except nvml.NVMLError as error:
+            raise OSError(str(error)) from None
+        return millijoules / 1e3
+
+    return joules
+
+
+def _assumed_joules(gpus: int) -> float:
+    running = IDLE_WATTS + BUSY_GPU_WATTS * gpus
+    return time.process_time() * BUSY_CORE_WATTS + time.monotonic() * running

@@ -1,0 +1,151 @@
+"""Drawing replies: to held-out prompts, and to probes turn by turn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from selfchat.core.progress import Bar
+from selfchat.core.records import Dialogue, Message, Record, Sampling
+from selfchat.evaluate.health import Traits, examine
+from selfchat.evaluate.probes import Probe
+from selfchat.evaluate.scores import Answer, Said
+from selfchat.evaluate.sides import Side
+from selfchat.models.base import FinishReason
+from selfchat.models.local import Drawn, LocalModel
+from selfchat.template.formats import special_texts
+
+NOTHING_SAID = "…"  # stands for a blank reply when the next question is asked
+
+
+class Prompt(NamedTuple):
+    """A held-out dialogue up to one of the replies; the id says which."""
+
+    id: str
+    messages: tuple[Message, ...]
+
+
+class Judged(Record):
+    """One reply with what is found in it."""
+
+    text: str
+    finish: FinishReason
+    traits: Traits
+
+
+class Replies(Record):
+    """A part of an evaluation: the replies to all prompts, in their order."""
+
+    replies: tuple[Judged, ...]
+
+
+class Answers(Record):
+    """A part of an evaluation: the answers to all probes."""
+
+    answers: tuple[Answer, ...]
+
+
+def choose_prompts(
+    dialogues: Sequence[Dialogue], sides: Sequence[Side], most: int, max_tokens: int, rng_seed: int
+) -> list[Prompt]:
+    """At most `most` prompts in a seeded order, of those that leave every side room to reply."""
+    prompts = [prompt for dialogue in dialogues for prompt in _prompts(dialogue)]
+    random.Random(rng_seed).shuffle(prompts)
+    return list(islice((prompt for prompt in prompts if _fits(prompt, sides, max_tokens)), most))
+
+
+def _prompts(dialogue: Dialogue) -> Iterator[Prompt]:
+    for at, message in enumerate(dialogue.messages):
+        if message.role == "assistant":
+            yield Prompt(f"{dialogue.id}#{at}", dialogue.messages[:at])
+
+
+def _fits(prompt: Prompt, sides: Sequence[Side], max_tokens: int) -> bool:
+    return all(
+        len(side.model.renderer.prompt_ids(prompt.messages)) + max_tokens <= side.model.context
+        for side in sides
+    )
+
+
+def answer_prompts(
+    model: LocalModel,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    rng_seed: int,
+    batch: int,
+    bar: Bar,
+) -> Replies:
+    conversations = [prompt.messages for prompt in prompts]
+    drawn = draw_replies(model, conversations, sampling, rng_seed, batch, bar)
+    return Replies(replies=tuple(_judge(model, reply) for reply in drawn))
+
+
+def draw_replies(
+    model: LocalModel,
+    conversations: Sequence[Sequence[Message]],
+    sampling: Sampling,
+    rng_seed: int,
+    batch: int,
+    bar: Bar,
+) -> list[Drawn]:
+    """A reply to each conversation; those of similar length go together, for the least padding."""
+    lengths = [len(model.renderer.prompt_ids(conversation)) for conversation in conversations]
+    order = sorted(range(len(conversations)), key=lengths.__getitem__)
+    found: dict[int, Drawn] = {}
+    for first in range(0, len(order), batch):
+        rows = order[first : first + batch]
+        drawn = model.replies(
+            [conversations[row] for row in rows],
+            sampling,
+            rng_seed + first,
+            on_reply=lambda row: bar.advance(),
+        )
+        bar.advance(sum(reply.finish == "length" for reply in drawn))
+        found.update(zip(rows, drawn, strict=True))
+    return [found[row] for row in range(len(conversations))]
+
+
+def _judge(model: LocalModel, reply: Drawn) -> Judged:
+    ids = reply.token_ids
+    ended = bool(ids) and ids[-1] in model.renderer.end_ids
+    traits = examine(
+        body=model.raw_text(ids[:-1] if ended else ids),
+        shown=reply.text,
+        ended=ended,
+        tokens=len(ids),
+        stops=model.renderer.format.stops,
+        specials=special_texts(model.renderer.tokenizer),
+    )
+    return Judged(text=reply.text, finish=reply.finish, traits=traits)
+
+
+def answer_probes(
+    side: Side, questions: Sequence[Probe], max_tokens: int, batch: int, bar: Bar
+) -> Answers:
+    """Put every probe to the side, greedily; each next question follows the model's own reply."""
+    sampling = Sampling(temperature=0, top_p=1, max_tokens=max_tokens)
+    said: dict[str, list[Said]] = {probe.id: [] for probe in questions}
+    for turn in range(max(len(probe.questions) for probe in questions)):
+        asked = [probe for probe in questions if len(probe.questions) > turn]
+        for probe in asked:
+            said[probe.id].append(Said(role="user", content=probe.questions[turn]))
+        conversations = [_messages(said[probe.id]) for probe in asked]
+        drawn = draw_replies(side.model, conversations, sampling, 0, batch, bar)
+        for probe, reply in zip(asked, drawn, strict=True):
+            own = Said(role="assistant", content=reply.text, finish=reply.finish)
+            said[probe.id].append(own)
+    return Answers(
+        answers=tuple(
+            Answer(kind="probe", id=probe.id, model=side.name, messages=tuple(said[probe.id]))
+            for probe in questions
+        )
+    )
+
+
+def _messages(said: Sequence[Said]) -> list[Message]:
+    return [
+        Message(role=one.role, content=one.content if one.content.strip() else NOTHING_SAID)
+        for one in said
+    ]

@@ -1,0 +1,127 @@
+"""Whether a reply ends, keeps the format's markers to itself, and says things once."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from selfchat.core.records import Record
+from selfchat.evaluate.statistics import Estimate, rate
+from selfchat.template.markers import AI, HUMAN, has_marker
+
+Ending = Literal["end_token", "closing_marker", "wrong_marker", "length"]
+
+_GRAM_WORDS, _GRAM_TIMES = 8, 3
+_SENTENCE_LETTERS = 20
+_SENTENCE_END = re.compile(r"[.!?\n。！？]+")
+
+
+class Traits(Record):
+    """What is found in one reply.
+
+    `leaked_raw` is judged on all tokens up to what closed the reply, special ones included, before
+    anything is filtered; `leaked_shown` on what a user would see.
+    """
+
+    ending: Ending
+    leaked_raw: bool
+    leaked_shown: bool
+    repeats: bool
+    words: int
+    tokens: int
+
+    @property
+    def stopped(self) -> bool:
+        """By itself: with an end token or the closing marker, before the cap."""
+        return self.ending in ("end_token", "closing_marker")
+
+
+class Health(Record):
+    """The traits of many replies as shares of them; `endings` counts replies."""
+
+    replies: int
+    stopped: Estimate
+    leaked_raw: Estimate
+    leaked_shown: Estimate
+    repeats: Estimate
+    mean_words: float
+    tokens: int
+    endings: dict[str, int]
+
+
+def examine(
+    body: str, shown: str, ended: bool, tokens: int, stops: Sequence[str], specials: Iterable[str]
+) -> Traits:
+    """Judge one reply.
+
+    Args:
+        body: the raw text of its tokens, without the end token where `ended` says it had one.
+        shown: what a user would see of it.
+        stops: the format's markers that end a reply; `[|Human|]` closes one, `[|AI|]` is a slip.
+        specials: texts of the tokenizer's special tokens.
+    """
+    at = min((at for stop in stops if (at := body.find(stop)) >= 0), default=len(body))
+    written = body[:at]
+    specials = [special for special in specials if special.strip()]
+    ending = _ending(body[at:], ended)
+    return Traits(
+        ending=ending,
+        leaked_raw=ending == "wrong_marker" or leaks(written, specials),
+        leaked_shown=leaks(shown, specials),
+        repeats=repeats_itself(shown),
+        words=len(shown.split()),
+        tokens=tokens,
+    )
+
+
+def _ending(rest: str, ended: bool) -> Ending:
+    if rest:
+        return "closing_marker" if rest.startswith(HUMAN) else "wrong_marker"
+    return "end_token" if ended else "length"
+
+
+def leaks(text: str, specials: Iterable[str]) -> bool:
+    """Whether the text holds a special or a marker, however disguised, or ends in a marker's start.
+
+    A start counts from `[|` on: that is what a cap in the middle of a marker leaves.
+    """
+    starts = (marker[:length] for marker in (HUMAN, AI) for length in range(2, len(marker)))
+    return (
+        has_marker(text)
+        or text.rstrip().endswith(tuple(starts))
+        or any(special in text for special in specials)
+    )
+
+
+def repeats_itself(text: str) -> bool:
+    """Whether the same eight words occur three times, or a sentence of 20 letters or more twice.
+
+    Case does not count. Overlapping occurrences do, so a loop over a few words is found too.
+    """
+    words = text.lower().split()
+    grams = Counter(
+        tuple(words[at : at + _GRAM_WORDS]) for at in range(len(words) - _GRAM_WORDS + 1)
+    )
+    sentences = Counter(
+        " ".join(sentence.split()) for sentence in _SENTENCE_END.split(text.lower())
+    )
+    return any(count >= _GRAM_TIMES for count in grams.values()) or any(
+        count > 1 and len(sentence) >= _SENTENCE_LETTERS for sentence, count in sentences.items()
+    )
+
+
+def summarise(found: Sequence[Traits]) -> Health:
+    """Raises ValueError when there are no replies."""
+    n = len(found)
+    return Health(
+        replies=n,
+        stopped=rate(sum(traits.stopped for traits in found), n),
+        leaked_raw=rate(sum(traits.leaked_raw for traits in found), n),
+        leaked_shown=rate(sum(traits.leaked_shown for traits in found), n),
+        repeats=rate(sum(traits.repeats for traits in found), n),
+        mean_words=sum(traits.words for traits in found) / n,
+        tokens=sum(traits.tokens for traits in found),
+        endings=dict(sorted(Counter(traits.ending for traits in found).items())),
+    )

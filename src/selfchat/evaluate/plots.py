@@ -1,0 +1,164 @@
+"""The report's plots, as SVG images that read well on light and on dark paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from selfchat.core.errors import missing_extra
+from selfchat.core.records import Reason
+from selfchat.evaluate.scores import HealthScore
+from selfchat.evaluate.wording import REASONS, SIDES, percent
+
+_INK = "#7c8782"  # a grey that stands out from both papers
+_COLOURS = {"tuned": "#3a9a6b", "base": "#c08a2e", "base_native": "#8b7cc0"}
+_STEP_COLOURS = ("#5b9bb5", "#3a9a6b", "#c08a2e", "#8b7cc0")
+_SMOOTHED_STEPS = 20
+_TRAITS = (
+    ("stopped", "stops by itself"),
+    ("leaked_raw", "leaks a marker, before filtering"),
+    ("repeats", "repeats itself"),
+)
+
+
+class Plot(NamedTuple):
+    """An image as a data: URL, and what it shows in words."""
+
+    source: str
+    words: str
+
+
+def loss_plot(log: Sequence[dict[str, Any]]) -> Plot | None:
+    """Training loss by step, with a running mean, and the held-out loss after each epoch."""
+    trained = [(row["step"], row["loss"]) for row in log if "loss" in row]
+    heldout = [(row["step"], row["heldout_loss"]) for row in log if "heldout_loss" in row]
+    if not trained and not heldout:
+        return None
+    figure, axes = _figure(8.2, 3.5)
+    if trained:
+        steps = [step for step, _ in trained]
+        losses = [loss for _, loss in trained]
+        axes.plot(steps, losses, color=_INK, alpha=0.45, linewidth=0.9, label="training, each step")
+        mean = _running_mean(losses, max(1, min(_SMOOTHED_STEPS, len(losses) // 4)))
+        axes.plot(steps, mean, color=_COLOURS["base"], linewidth=2, label="training, running mean")
+    if heldout:
+        points = list(zip(*heldout, strict=True))
+        axes.plot(*points, "o-", color=_COLOURS["tuned"], linewidth=2, label="held-out")
+        for step, loss in heldout:
+            axes.annotate(
+                f"{loss:.2f}",
+                (step, loss),
+                xytext=(0, 8),
+                textcoords="offset points",
+                ha="center",
+                color=_COLOURS["tuned"],
+                fontweight="bold",
+            )
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss, nats per token")
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, labelcolor=_INK)
+    ends = f" from {heldout[0][1]:.2f} to {heldout[-1][1]:.2f}" if heldout else ""
+    return _plot(figure, f"Loss over {len(trained)} steps of tuning; held-out loss{ends}.")
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of the last `width` values, of fewer at the start."""
+    windows = (values[max(0, at - width + 1) : at + 1] for at in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def rejections_plot(counts: Counter[tuple[str, Reason]]) -> Plot | None:
+    """A bar for each reason and step, the longest on top."""
+    if not counts:
+        return None
+    ranked = sorted(counts.items(), key=lambda item: (item[1], item[0]))
+    steps = sorted({step for step, _ in counts})
+    colours = {step: _STEP_COLOURS[at % len(_STEP_COLOURS)] for at, step in enumerate(steps)}
+    figure, axes = _figure(8.2, 0.9 + 0.36 * len(ranked))
+    for at, ((step, _), count) in enumerate(ranked):
+        axes.barh(at, count, height=0.66, color=colours[step])
+        axes.annotate(
+            f" {count:,}", (count, at), va="center", color=_INK, fontsize=9, annotation_clip=False
+        )
+    axes.set_yticks(range(len(ranked)), [REASONS[reason] for (_, reason), _ in ranked])
+    axes.margins(x=0.1)
+    _bars_only(axes)
+    handles = [_patch(colours[step]) for step in steps]
+    axes.legend(
+        handles, [f"in {step}" for step in steps], frameon=False, labelcolor=_INK, loc="lower right"
+    )
+    (step, reason), most = ranked[-1]
+    words = f"Rejections by reason; the most common is “{REASONS[reason]}” in {step}, {most:,}."
+    return _plot(figure, words)
+
+
+def health_plot(scores: Sequence[HealthScore]) -> Plot | None:
+    """Shares of greedy replies by trait, a bar for each side, with 95 % intervals."""
+    greedy = [score for score in scores if score.decoding == "greedy"][::-1]
+    if not greedy:
+        return None
+    names = [SIDES[score.model] for score in greedy]
+    figure, rows = _figure(8.2, 0.7 + 3 * (0.32 * len(greedy) + 0.5), rows=len(_TRAITS))
+    for axes, (trait, title) in zip(rows, _TRAITS, strict=True):
+        for at, score in enumerate(greedy):
+            found = getattr(score.health, trait)
+            axes.barh(at, found.value, height=0.62, color=_COLOURS[score.model])
+            axes.plot([found.low, found.high], [at, at], color=_INK, linewidth=1.6)
+            axes.text(1.04, at, percent(found.value), va="center", color=_INK, fontsize=10)
+        axes.set_yticks(range(len(greedy)), names)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(-0.6, len(greedy) - 0.4)
+        axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+        _bars_only(axes)
+    words = "; ".join(
+        f"{SIDES[score.model]} stops by itself in {percent(score.health.stopped.value)}"
+        for score in greedy[::-1]
+    )
+    return _plot(figure, f"Health of replies before and after: {words}.")
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Any, Any]:
+    """A figure that no global state of matplotlib knows of, and its axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise missing_extra("evaluate", "matplotlib") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, 1)
+    for one in axes if rows > 1 else [axes]:
+        one.set_facecolor("none")
+        one.tick_params(colors=_INK, labelsize=10, length=0)
+        one.xaxis.label.set_color(_INK)
+        one.yaxis.label.set_color(_INK)
+        one.grid(axis="y" if rows == 1 else "x", color=_INK, alpha=0.18, linewidth=0.7)
+        one.set_axisbelow(True)
+        for spine in one.spines.values():
+            spine.set_visible(False)
+    return figure, axes
+
+
+def _bars_only(axes: Any) -> None:
+    axes.grid(visible=False)
+    axes.set_xticks([])
+
+
+def _patch(colour: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour)
+
+
+def _plot(figure: Any, words: str) -> Plot:
+    """The same figure always gives the same bytes: no date, and ids from a fixed salt."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "selfchat", "svg.fonttype": "path"}):
+        file = io.BytesIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return Plot(f"data:image/svg+xml;base64,{encoded}", words)

@@ -1,0 +1,201 @@
+"""The report: one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfchat.core.errors import missing_extra
+from selfchat.core.files import write_text
+from selfchat.evaluate import wording
+from selfchat.evaluate.plots import health_plot, loss_plot, rejections_plot
+from selfchat.evaluate.probes import probes
+from selfchat.evaluate.reading import Findings, read_findings
+from selfchat.evaluate.scores import Answer, HealthScore, LossScore, Said, Scores
+
+STOPS_GOAL = 0.95
+
+PAPER_STATISTICS = (  # the paper's table 2
+    {"source": "Alpaca", "dialogues": 51_942, "turns": 1.0, "words": 44.2},
+    {"source": "Quora", "dialogues": 54_456, "turns": 3.9, "words": 35.9},
+    {"source": "StackOverflow", "dialogues": 57_046, "turns": 3.6, "words": 36.0},
+    {"source": "MedQA", "dialogues": 46_867, "turns": 3.8, "words": 35.8},
+)
+
+
+class Card(NamedTuple):
+    """A headline figure."""
+
+    title: str
+    figure: str
+    detail: str
+    beside: str = ""
+    good: bool | None = None
+
+
+class Exchange(NamedTuple):
+    """One question of a probe and what each model said to it, in the order of the models."""
+
+    question: str
+    replies: tuple[Said, ...]
+
+
+class Asked(NamedTuple):
+    """One probe with its answers."""
+
+    table: int
+    title: str
+    exchanges: tuple[Exchange, ...]
+
+
+def write_report(run: Path, out: Path) -> None:
+    """Write the report of a run directory to `out`, leaving out what the run has nothing for.
+
+    Raises:
+        UsageError: `run` is no directory, a file in it is broken, or a package is missing.
+    """
+    write_text(out, render(read_findings(run)))
+
+
+def render(findings: Findings) -> str:
+    """The page. All that comes from data is cleaned and escaped on its way into it."""
+    try:
+        from jinja2 import Environment, StrictUndefined
+    except ImportError:
+        raise missing_extra("evaluate", "jinja2") from None
+    environment = Environment(
+        autoescape=True,
+        finalize=_clean,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source = resources.files(__package__).joinpath("report.html.j2").read_text("utf-8")
+    page: str = environment.from_string(source).render(**_context(findings))
+    return page
+
+
+def _clean(value: object) -> object:
+    return wording.harmless(value) if type(value) is str else value
+
+
+def _context(findings: Findings) -> dict[str, Any]:
+    scores = findings.scores
+    asked, models = _asked(findings.answers)
+    return {
+        "findings": findings,
+        "scores": scores,
+        "words": wording,
+        "base": _base(findings),
+        "cards": _cards(findings),
+        "path": _path(findings),
+        "paper_statistics": PAPER_STATISTICS,
+        "rejections": rejections_plot(findings.rejections),
+        "loss_curve": loss_plot(findings.log),
+        "health": health_plot(scores.health) if scores else None,
+        "goal": STOPS_GOAL,
+        "asked": asked,
+        "models": models,
+        "receipt": wording.receipt_rows(findings.receipt),
+        "seconds": _seconds(findings),
+    }
+
+
+def _base(findings: Findings) -> str:
+    _, _, name = str(findings.receipt.get("base", "")).rpartition(":")
+    return name.rsplit("/", 1)[-1]
+
+
+def _path(findings: Findings) -> list[tuple[str, int]]:
+    """From seeds to what was learned from, as far as the run went."""
+    stages = (
+        ("seeds", findings.seeds),
+        ("dialogues collected", findings.collected),
+        ("to learn from", findings.trained),
+        ("held out", findings.heldout),
+    )
+    return [(title, count) for title, count in stages if count is not None]
+
+
+def _seconds(findings: Findings) -> list[tuple[str, float, float]]:
+    """Each step's seconds, and their share of the longest step's."""
+    seconds = {name: step.seconds for name, step in findings.steps.items() if step.seconds > 0}
+    longest = max(seconds.values(), default=1.0)
+    return [(name, spent, spent / longest) for name, spent in seconds.items()]
+
+
+def _cards(findings: Findings) -> list[Card]:
+    cards = _score_cards(findings.scores) if findings.scores else []
+    whole = next((row for row in findings.statistics if row.get("source") == "all"), None)
+    if whole:
+        detail = f"{whole['turns']:.1f} turns each, {whole['words']:.1f} words a reply"
+        cards.append(Card("Dialogues", wording.number(whole["dialogues"]), detail))
+    if findings.receipt.get("seconds"):
+        joules, method = findings.receipt.get("joules"), findings.receipt.get("energy_method", "")
+        detail = wording.energy(joules, method) if joules is not None else ""
+        cards.append(Card("Time of tuning", wording.duration(findings.receipt["seconds"]), detail))
+    return cards
+
+
+def _score_cards(scores: Scores) -> list[Card]:
+    greedy = [one for one in scores.health if one.decoding == "greedy"]
+    sampled = [one for one in scores.health if one.decoding == "sampled"]
+    cards = [_stops_card(greedy)] if greedy else []
+    if scores.losses:
+        cards.append(_loss_card(scores.losses))
+    return cards + [_leak_card(one) for one in sampled[:1]]
+
+
+def _stops_card(greedy: Sequence[HealthScore]) -> Card:
+    own, *others = greedy
+    stopped = own.health.stopped
+    return Card(
+        "Stops by itself",
+        wording.percent(stopped.value),
+        f"95 % interval {wording.share_interval(stopped)}, n = {stopped.n}",
+        "; ".join(
+            f"{wording.SIDES[one.model]}: {wording.percent(one.health.stopped.value)}"
+            for one in others
+        ),
+        good=stopped.value >= STOPS_GOAL,
+    )
+
+
+def _loss_card(losses: Sequence[LossScore]) -> Card:
+    own, *others = losses
+    return Card(
+        "Held-out loss, nats a word",
+        f"{own.per_word.value:.2f}",
+        f"95 % interval {wording.interval(own.per_word)}, n = {own.per_word.n} dialogues",
+        "; ".join(f"{wording.SIDES[one.model]}: {one.per_word.value:.2f}" for one in others),
+    )
+
+
+def _leak_card(sampled: HealthScore) -> Card:
+    shown = sampled.health.leaked_shown
+    return Card(
+        "Markers shown to a user",
+        wording.count_of(shown),
+        f"sampled replies; 95 % interval {wording.share_interval(shown)}",
+        f"before filtering: {wording.count_of(sampled.health.leaked_raw)}",
+        good=shown.value == 0,
+    )
+
+
+def _asked(answers: Sequence[Answer]) -> tuple[list[Asked], list[str]]:
+    """The probes that every model answered, and the models."""
+    models = list(dict.fromkeys(answer.model for answer in answers))
+    by_id = {(answer.id, answer.model): answer.messages for answer in answers}
+    found = []
+    for probe in probes():
+        said = [by_id.get((probe.id, model), ()) for model in models]
+        if not said or min(len(messages) for messages in said) < 2 * len(probe.questions):
+            continue
+        exchanges = tuple(
+            Exchange(question, tuple(messages[2 * turn + 1] for messages in said))
+            for turn, question in enumerate(probe.questions)
+        )
+        found.append(Asked(probe.table, probe.title, exchanges))
+    return found, [wording.SIDES[model] for model in models]

@@ -1,0 +1,83 @@
+"""Figures with their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from selfchat.core.errors import missing_extra
+from selfchat.core.records import Record
+
+_RESAMPLES = 2000
+
+
+class Estimate(Record):
+    """A figure, its 95 % interval (None where one observation gives none) and the sample's size."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Sums(NamedTuple):
+    """For each dialogue an amount and what it is divided by: nats by tokens, or by words."""
+
+    amounts: Sequence[float]
+    weights: Sequence[int]
+
+
+def rate(count: int, n: int) -> Estimate:
+    """A share of `n` > 0 with its score interval (Wilson, 1927)."""
+    interval = _scipy().binomtest(count, n).proportion_ci(method="wilson")
+    return Estimate(value=count / n, low=float(interval.low), high=float(interval.high), n=n)
+
+
+def ratio(sums: Sums, rng_seed: int) -> Estimate:
+    """Sum of amounts / sum of weights; the interval is a bootstrap over dialogues."""
+    return _bootstrap(_ratio, [sums.amounts, sums.weights], rng_seed)
+
+
+def difference(one: Sums, other: Sums, rng_seed: int) -> Estimate:
+    """`ratio(one) - ratio(other)` on the same dialogues; each resample takes both of a dialogue."""
+
+    def gap(a: Any, a_weights: Any, b: Any, b_weights: Any, axis: int = -1) -> Any:
+        return _ratio(a, a_weights, axis) - _ratio(b, b_weights, axis)
+
+    return _bootstrap(gap, [*one, *other], rng_seed)
+
+
+def _ratio(amounts: Any, weights: Any, axis: int = -1) -> Any:
+    return amounts.sum(axis=axis) / weights.sum(axis=axis)
+
+
+def _bootstrap(
+    statistic: Callable[..., Any], data: Sequence[Sequence[float]], rng_seed: int
+) -> Estimate:
+    """Percentile bootstrap (Efron, 1979) of paired observations, `_RESAMPLES` times."""
+    columns = [np.asarray(column, dtype=float) for column in data]
+    value, n = float(statistic(*columns)), len(columns[0])
+    if n < 2:
+        return Estimate(value=value, low=None, high=None, n=n)
+    found = _scipy().bootstrap(
+        columns,
+        statistic,
+        paired=True,
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        batch=100,
+        method="percentile",
+        rng=np.random.default_rng(rng_seed),
+    )
+    low, high = found.confidence_interval
+    return Estimate(value=value, low=float(low), high=float(high), n=n)
+
+
+def _scipy() -> Any:
+    try:
+        from scipy import stats
+    except ImportError:
+        raise missing_extra("evaluate", "scipy") from None
+    return stats

@@ -1,0 +1,202 @@
+"""The evaluate step: a model and held-out dialogues in, scores and answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Literal
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import content_hash, read_records, write_json, write_records
+from selfchat.core.progress import Progress
+from selfchat.core.records import ChatSettings, Dialogue, Sampling
+from selfchat.evaluate.answering import (
+    Answers,
+    Prompt,
+    Replies,
+    answer_probes,
+    answer_prompts,
+    choose_prompts,
+)
+from selfchat.evaluate.health import summarise
+from selfchat.evaluate.losses import Losses, comparable, compare, measure, score
+from selfchat.evaluate.options import EvaluateOptions
+from selfchat.evaluate.parts import Parts
+from selfchat.evaluate.probes import probes
+from selfchat.evaluate.scores import Answer, HealthScore, Said, Scores
+from selfchat.evaluate.sides import Side, identity, longest_example, make_sides
+from selfchat.models.local import LocalModel, open_local
+
+_TITLES = {
+    "tuned": "the tuned model",
+    "base": "the base, same format",
+    "base_native": "the base, own template",
+}
+
+
+def run(
+    options: EvaluateOptions,
+    target: str,
+    heldout: Path,
+    settings: ChatSettings,
+    out: Path,
+    progress: Progress,
+) -> Scores:
+    """Measure `target` against its base and write `scores.json` and `answers.jsonl` into `out`.
+
+    Every finished part is kept in `out/parts` and not made again while its inputs are the same.
+
+    Args:
+        target: `run:DIR`, or a plain model, which is then measured alone.
+        heldout: dialogues that nothing was tuned on.
+        settings: the guarding prompt of all replies, and the sampling of those that are sampled.
+
+    Raises:
+        UsageError: there is no held-out dialogue, or none that fits; or the model is not there.
+    """
+    dialogues = _read_heldout(heldout)
+    model = open_local(target, settings.prompt)
+    return _Evaluation(options, target, model, dialogues, settings, out, progress).scores(
+        [*identity(target), content_hash(heldout)]
+    )
+
+
+def _read_heldout(path: Path) -> list[Dialogue]:
+    dialogues = list(read_records(path, Dialogue))
+    if not dialogues:
+        raise UsageError(f"{path}: no held-out dialogue; hold back more of the corpus")
+    return dialogues
+
+
+class _Evaluation:
+    """One evaluation under way."""
+
+    def __init__(
+        self,
+        options: EvaluateOptions,
+        target: str,
+        model: LocalModel,
+        dialogues: Sequence[Dialogue],
+        settings: ChatSettings,
+        out: Path,
+        progress: Progress,
+    ) -> None:
+        self._options = options
+        self._target = target
+        self._model = model
+        self._settings = settings
+        self._out = out
+        self._progress = progress
+        self._heldout = dialogues
+        self._sides, self._notes = make_sides(model, dialogues)
+        for note in self._notes:
+            progress.say(note)
+
+    def scores(self, made_from: Sequence[str]) -> Scores:
+        self._parts = Parts(self._out / "parts", made_from)
+        scored, losses = self._losses()
+        prompts = self._prompts()
+        decodings: list[tuple[Side, Literal["greedy", "sampled"], Sequence[Prompt]]]
+        decodings = [(side, "greedy", prompts) for side in self._sides]
+        if self._options.samples:
+            many = list(islice(cycle(prompts), self._options.samples))
+            decodings.append((self._sides[0], "sampled", many))
+        health, answers = [], [answer for side in self._probed() for answer in self._probes(side)]
+        for side, decoding, asked in decodings:
+            replies = self._replies(side, decoding, asked)
+            found = summarise([reply.traits for reply in replies.replies])
+            health.append(HealthScore(model=side.name, decoding=decoding, health=found))
+            answers += _answers(side, decoding, asked, replies)
+        pairs = list(zip(self._sides, losses, strict=True))
+        seed = self._options.rng_seed
+        scores = Scores(
+            target=self._target,
+            format=self._model.renderer.format.name,
+            dialogues=scored,
+            left_out=len(self._heldout) - scored,
+            losses=tuple(score(side, found, seed) for side, found in pairs),
+            differences=tuple(compare(pairs[0], other, seed) for other in pairs[1:]),
+            health=tuple(health),
+            max_tokens=self._options.max_tokens,
+            rng_seed=seed,
+            notes=self._notes,
+        )
+        write_records(self._out / "answers.jsonl", answers)
+        write_json(self._out / "scores.json", scores.model_dump(mode="json"))
+        return scores
+
+    def _losses(self) -> tuple[int, list[Losses]]:
+        longest = longest_example(self._target, self._model)
+        dialogues = comparable(self._heldout, self._sides, longest)
+        if not dialogues:
+            raise UsageError(f"no held-out dialogue has a turn that fits into {longest} tokens")
+        return len(dialogues), [self._loss(side, dialogues, longest) for side in self._sides]
+
+    def _loss(self, side: Side, dialogues: Sequence[Dialogue], longest: int) -> Losses:
+        def make() -> Losses:
+            with self._progress.bar(f"loss: {_TITLES[side.name]}", len(dialogues)) as bar:
+                return measure(side, dialogues, bar)
+
+        return self._parts.get(f"loss-{side.name}", [longest, len(dialogues)], Losses, make)
+
+    def _prompts(self) -> list[Prompt]:
+        options = self._options
+        prompts = choose_prompts(
+            self._heldout, self._sides, options.greedy, options.max_tokens, options.rng_seed
+        )
+        if not prompts:
+            raise UsageError(
+                f"no held-out prompt leaves room for {options.max_tokens} tokens of reply: "
+                "lower evaluate.max_tokens"
+            )
+        return prompts
+
+    def _replies(
+        self, side: Side, decoding: Literal["greedy", "sampled"], prompts: Sequence[Prompt]
+    ) -> Replies:
+        sampling = self._sampling(decoding)
+
+        def make() -> Replies:
+            title = f"{decoding}: {_TITLES[side.name]}"
+            seed, batch = self._options.rng_seed, self._options.batch
+            with self._progress.bar(title, len(prompts)) as bar:
+                return answer_prompts(side.model, prompts, sampling, seed, batch, bar)
+
+        inputs = [
+            self._settings.prompt,
+            sampling.model_dump(),
+            self._options.rng_seed,
+            [prompt.id for prompt in prompts],
+        ]
+        return self._parts.get(f"{decoding}-{side.name}", inputs, Replies, make)
+
+    def _sampling(self, decoding: Literal["greedy", "sampled"]) -> Sampling:
+        most = self._options.max_tokens
+        if decoding == "greedy":
+            return Sampling(temperature=0, top_p=1, max_tokens=most)
+        return self._settings.sampling.model_copy(update={"max_tokens": most})
+
+    def _probed(self) -> list[Side]:
+        """What was asked about, and its base at its best: in its own template where it has one."""
+        return [self._sides[0], *self._sides[1:][-1:]]
+
+    def _probes(self, side: Side) -> tuple[Answer, ...]:
+        questions, most = probes(), self._options.max_tokens
+
+        def make() -> Answers:
+            total = sum(len(probe.questions) for probe in questions)
+            with self._progress.bar(f"probes: {_TITLES[side.name]}", total) as bar:
+                return answer_probes(side, questions, most, self._options.batch, bar)
+
+        inputs = [self._settings.prompt, most, [probe.model_dump() for probe in questions]]
+        return self._parts.get(f"probes-{side.name}", inputs, Answers, make).answers
+
+
+def _answers(
+    side: Side, decoding: Literal["greedy", "sampled"], prompts: Sequence[Prompt], found: Replies
+) -> Iterator[Answer]:
+    for prompt, reply in zip(prompts, found.replies, strict=True):
+        history = [Said(role=one.role, content=one.content) for one in prompt.messages]
+        own = Said(role="assistant", content=reply.text, finish=reply.finish)
+        yield Answer(kind=decoding, id=prompt.id, model=side.name, messages=(*history, own))

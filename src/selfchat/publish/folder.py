@@ -1,0 +1,96 @@
+"""A published folder appears whole or not at all, and replaces only one that we wrote."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selfchat import __version__
+from selfchat.core.errors import UsageError
+from selfchat.core.files import content_hash, read_json, write_json, written_whole
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def folder_written_whole(out: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `out`; on success it takes the place of `out`.
+
+    On any error `out` stays as it was and nothing is left beside it.
+
+    Raises:
+        UsageError: `out` holds something that selfchat did not publish.
+    """
+    refuse_strangers(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _seal(temporary)
+        _replace(out, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_strangers(out: Path) -> None:
+    """Raises UsageError when `out` is there and anything in it was not published by selfchat."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UsageError(f"{out}: is a file; choose another --out")
+    members = _members(out)
+    if not members and not any(out.iterdir()):
+        return
+    strangers = sorted(members - _sealed(out))
+    if strangers or not members:
+        what = strangers[0] if strangers else "folders"
+        raise UsageError(f"{out}: holds {what}, which was not published here; choose another --out")
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    with written_whole(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _members(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def _sealed(folder: Path) -> set[str]:
+    """The files that a published folder's manifest names, itself included."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return set()
+    stored = read_json(path)
+    published = stored.get("published") if isinstance(stored, dict) else None
+    if not isinstance(published, dict):
+        return set()
+    return {MANIFEST, *published.get("files", {})}
+
+
+def _seal(folder: Path) -> None:
+    """Add to the manifest what was published, so that a copy can be checked and replaced."""
+    path = folder / MANIFEST
+    names = sorted(_members(folder) - {MANIFEST})
+    files = {name: content_hash(folder / name) for name in names}
+    published = {"selfchat": __version__, "files": files}
+    write_json(path, {**read_json(path), "published": published})
+
+
+def _replace(out: Path, temporary: Path) -> None:
+    if not out.exists():
+        temporary.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    out.rename(old)
+    try:
+        temporary.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

@@ -1,0 +1,98 @@
+"""Merging an adapter into its base, and how far the result is from the two apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selfchat.core.records import Dialogue
+from selfchat.models.adapter import load_adapter
+from selfchat.models.bases import base_folder, load_base, load_tokenizer
+from selfchat.models.local import AdapterManifest
+from selfchat.models.lora import merge_lora
+from selfchat.publish.facts import MergeReport, Split
+from selfchat.template.renderer import make_renderer
+
+_TOKENS_PER_DIALOGUE = 256  # logits of all dialogues are held at once, 4 bytes a vocabulary entry
+_CPU = torch.device("cpu")
+
+
+class Comparison(NamedTuple):
+    """How far logits are from others on the same tokens; see MergeReport."""
+
+    max_abs: float
+    mean_abs: float
+    kl_nats: float
+    top1_agreement: float
+
+
+def merge_into_base(
+    adapter: Path, out: Path, dialogues: Sequence[Dialogue], split: Split
+) -> MergeReport:
+    """Write the merged model, in its base's own number format, and its tokenizer to `out`.
+
+    The base is loaded unquantised and merged in fp32, however the adapter was tuned; only what is
+    saved is rounded. The figures are of `dialogues`, which must not be empty.
+
+    Raises:
+        UsageError: the base is not there.
+        SelfchatError: the adapter does not fit its base.
+    """
+    manifest = AdapterManifest.read(adapter)
+    tokenizer = load_tokenizer(manifest.base)
+    renderer = make_renderer(tokenizer, manifest.format)
+    examples = [renderer.example(dialogue).token_ids for dialogue in dialogues]
+    token_ids = [example[:_TOKENS_PER_DIALOGUE] for example in examples]
+    model = load_base(manifest.base, "fp32", _CPU)
+    load_adapter(model, adapter)
+    expected = _logits(model, token_ids)
+    merge_lora(model)
+    dtype = stored_dtype(manifest.base)
+    model.to(dtype).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    for weights in out.glob("*.safetensors"):  # written for the owner's eyes only
+        weights.chmod((out / "config.json").stat().st_mode)
+    del model  # before the next one: two may not fit
+    found = _logits(load_base(f"hf:{out}", "fp32", _CPU), token_ids)
+    return MergeReport(
+        dtype=str(dtype).removeprefix("torch."),
+        split=split,
+        dialogues=len(dialogues),
+        tokens=len(expected),
+        **compare(expected, found)._asdict(),
+    )
+
+
+def stored_dtype(base: str) -> torch.dtype:
+    """The number format in which a base's weights are kept; fp32 when it does not say."""
+    from transformers import AutoConfig
+
+    stored = AutoConfig.from_pretrained(base_folder(base)).dtype
+    return stored if isinstance(stored, torch.dtype) else torch.float32
+
+
+@torch.inference_mode()
+def _logits(model: Any, token_ids: Sequence[Sequence[int]]) -> Tensor:
+    """(tokens of all dialogues, vocabulary) in fp32."""
+    rows = [model(input_ids=torch.tensor([ids])).logits[0].float() for ids in token_ids]
+    return torch.cat(rows)
+
+
+def compare(expected: Tensor, found: Tensor) -> Comparison:
+    """Compare logits of shape (tokens, vocabulary); KL is D(expected || found) a token."""
+    difference = (expected - found).abs()
+    kl = functional.kl_div(
+        found.log_softmax(-1), expected.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    same = expected.argmax(-1) == found.argmax(-1)
+    return Comparison(
+        max_abs=float(difference.max()),
+        mean_abs=float(difference.mean()),
+        kl_nats=max(float(kl), 0.0),  # rounding can leave it a hair below zero
+        top1_agreement=float(same.float().mean()),
+    )

@@ -1,0 +1,60 @@
+"""Names that mean something elsewhere: no folder of this machine leaves the house."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfchat.models.address import split_address
+
+# The folders of an absolute path, which may follow an address' kind; the path of a URL is not one.
+_FOLDERS = re.compile(r"(?<![\w/.~-])/(?:[^\s/\"':]+/)+")
+
+
+class PublicBase(NamedTuple):
+    """How a base model is named in public.
+
+    `hub_id` is what PEFT and transformers load, empty when the base was a folder of this machine.
+    """
+
+    address: str
+    name: str
+    hub_id: str
+    licence: str  # empty: stated by the base's own card
+    quantised: bool  # whether ours was made from quantised weights of what `hub_id` names
+
+
+def public_base(address: str) -> PublicBase:
+    """Raises AddressError when it is no model's address."""
+    from selfchat.models.embedded import EMBEDDED  # brings an HTTP client along
+
+    kind, name = split_address(address)
+    if kind == "embedded" and name in EMBEDDED:
+        weights = EMBEDDED[name]
+        return PublicBase(address, weights.origin, weights.origin, weights.licence, quantised=True)
+    if kind == "hf" and not _is_local(name):
+        return PublicBase(address, name, name, "", quantised=False)
+    folder = Path(name).expanduser().resolve().name
+    return PublicBase(f"{kind}:{folder}", folder, "", "", quantised=False)
+
+
+def _is_local(name: str) -> bool:
+    """As transformers decides it, and also for a folder that is gone by now."""
+    return Path(name).is_dir() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def public_text(text: str) -> str:
+    """`text` with every absolute path cut to its last part, and the home folder as `~`."""
+    return _FOLDERS.sub("", text).replace(str(Path.home()), "~")
+
+
+def public_json(value: Any) -> Any:
+    """A JSON value with `public_text` applied to all its strings and keys."""
+    if isinstance(value, str):
+        return public_text(value)
+    if isinstance(value, list):
+        return [public_json(member) for member in value]
+    if isinstance(value, dict):
+        return {public_text(name): public_json(member) for name, member in value.items()}
+    return value

@@ -1,0 +1,168 @@
+"""A recipe: one TOML file, or a preset, that says everything about a run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from selfchat.chat.options import ChatOptions
+from selfchat.collect.options import CollectOptions
+from selfchat.core.errors import UsageError
+from selfchat.core.options import Options, result
+from selfchat.curate.options import CurateOptions
+from selfchat.evaluate.options import EvaluateOptions
+from selfchat.publish.options import PublishOptions
+from selfchat.seeds.options import SeedsOptions
+from selfchat.tune.options import TuneOptions
+
+SECTIONS: dict[str, type[Options]] = {
+    "seeds": SeedsOptions,
+    "collect": CollectOptions,
+    "curate": CurateOptions,
+    "tune": TuneOptions,
+    "chat": ChatOptions,
+    "evaluate": EvaluateOptions,
+    "publish": PublishOptions,
+}
+_TOP = ("name", "extends", *SECTIONS)
+
+
+class Recipe(Options):
+    """The options of every step."""
+
+    name: str = result("selfchat", "name of the run")
+    seeds: SeedsOptions = Field(default_factory=SeedsOptions)
+    collect: CollectOptions = Field(default_factory=CollectOptions)
+    curate: CurateOptions = Field(default_factory=CurateOptions)
+    tune: TuneOptions = Field(default_factory=TuneOptions)
+    chat: ChatOptions = Field(default_factory=ChatOptions)
+    evaluate: EvaluateOptions = Field(default_factory=EvaluateOptions)
+    publish: PublishOptions = Field(default_factory=PublishOptions)
+
+
+def preset_names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("selfchat").joinpath("presets")
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_recipe(name: str | None, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file or preset and apply `section.key=value` changes.
+
+    A recipe may begin with `extends = "demo"`, and then says only what differs.
+
+    Raises:
+        UsageError: no such recipe, or all its faults together.
+    """
+    values = read_values(name) if name else {}
+    for change in changes:
+        _apply(change, values)
+    return make_recipe(values, name or "the options")
+
+
+def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
+    """Validate the values of a recipe, section by section.
+
+    Raises:
+        UsageError: names every unknown key and wrong value.
+    """
+    faults, sections = [], {}
+    for key in values:
+        if key not in _TOP:
+            near = difflib.get_close_matches(key, _TOP, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(_TOP)}"
+            faults.append(f"unknown key {key!r}, {hint}")
+    for section, kind in SECTIONS.items():
+        stated = values.get(section, {})
+        if not isinstance(stated, dict):
+            faults.append(f"{section} must be a section: [{section}]")
+            continue
+        try:
+            sections[section] = kind.parse(stated, f"[{section}]")
+        except UsageError as fault:
+            faults.append(str(fault))
+    name = values.get("name", "selfchat")
+    if not isinstance(name, str):
+        faults.append("name must be a string")
+    if faults:
+        raise UsageError(f"{where}: {'; '.join(faults)}")
+    return Recipe(name=name, **sections)  # type: ignore[arg-type]
+
+
+def read_values(name: str) -> dict[str, Any]:
+    """The values of a recipe file or preset, laid over those of the one that it extends."""
+    values, where = _toml(name)
+    extended = values.pop("extends", None)
+    if extended is None:
+        return values
+    if extended not in preset_names():
+        raise UsageError(f"{where}: extends {extended!r}: presets are {', '.join(preset_names())}")
+    under, _ = _toml(extended)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(under.get(key), dict)
+        under[key] = {**under[key], **value} if both else value
+    return under
+
+
+def _toml(name: str) -> tuple[dict[str, Any], str]:
+    path = Path(name)
+    preset = resources.files("selfchat").joinpath(f"presets/{name}.toml")
+    try:
+        if name in preset_names():
+            return tomllib.loads(preset.read_text("utf-8")), name
+        return tomllib.loads(path.read_text("utf-8")), name
+    except (FileNotFoundError, IsADirectoryError):
+        known = ", ".join(preset_names())
+        raise UsageError(f"{name}: no such recipe file; presets are {known}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name}: not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _apply(change: str, values: dict[str, Any]) -> None:
+    path, equals, text = change.partition("=")
+    section, dot, key = path.strip().partition(".")
+    if not equals or not dot or section not in SECTIONS:
+        raise UsageError(
+            f"--set {change!r}: write section.key=value; sections are {', '.join(SECTIONS)}"
+        )
+    values.setdefault(section, {})[key] = _value(text.strip())
+
+
+def _value(text: str) -> Any:
+    """A TOML value, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe as TOML; what is not set is left out."""
+    lines = [f"name = {_toml_value(recipe.name)}"]
+    for section in SECTIONS:
+        lines += ["", f"[{section}]"]
+        values = getattr(recipe, section).model_dump(mode="json")
+        lines += [f"{key} = {_toml_value(v)}" for key, v in values.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        inner = ", ".join(f"{key} = {_toml_value(v)}" for key, v in value.items() if v is not None)
+        return f"{{ {inner} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(_toml_value(member) for member in value)}]"
+    return json.dumps(value, ensure_ascii=False)

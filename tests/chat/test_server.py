@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import openai
+import pytest
+
+from selfchat.chat.app import make_app
+from selfchat.chat.server import door_for, listen, model_name, serve_talkers, served
+from selfchat.core.errors import SelfchatError, UsageError
+from selfchat.core.records import ChatSettings, Sampling
+
+SAMPLING = Sampling(max_tokens=24)
+COMPLETIONS = "/v1/chat/completions"
+LOOPBACK = ("localhost", "127.0.0.1")
+HELLO = [{"role": "user", "content": "Hello there"}]
+
+
+def client(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=10)
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Any
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+def send(method: str, url: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection.request(method, path, body, names)
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read().decode())
+    finally:
+        connection.close()
+
+
+def get(url: str, path: str, **headers: str) -> Answer:
+    return send("GET", url, path, **headers)
+
+
+def post(url: str, **fields: Any) -> Answer:
+    body = json.dumps({"model": "a", "messages": HELLO} | fields).encode()
+    return send("POST", url, COMPLETIONS, body, Content_Type="application/json")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llama: Any, running: Any) -> Iterator[openai.OpenAI]:
+    settings = ChatSettings(prompt="A conversation.", sampling=SAMPLING)
+    with running(make_app(served(tiny_llama, settings), SAMPLING, "", LOOPBACK)) as url:
+        yield client(url)
+
+
+def draw(tiny: openai.OpenAI, **fields: Any) -> Any:
+    asked = {"model": "tiny", "messages": HELLO, "seed": 7} | fields
+    return tiny.chat.completions.create(**asked)
+
+
+def test_the_tuned_model_and_its_base_are_listed(tiny: openai.OpenAI) -> None:
+    assert [model.id for model in tiny.models.list()] == ["tiny", "base"]
+
+
+def test_an_answer_has_the_usual_shape(tiny: openai.OpenAI) -> None:
+    answer = draw(tiny)
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == "tiny"
+    choice = answer.choices[0]
+    assert (choice.index, choice.message.role) == (0, "assistant")
+    assert choice.finish_reason in ("stop", "length")
+    assert answer.usage.prompt_tokens > 0
+    assert 0 < answer.usage.completion_tokens <= 24
+    assert answer.usage.total_tokens == (
+        answer.usage.prompt_tokens + answer.usage.completion_tokens
+    )
+
+
+def test_streamed_and_whole_answers_are_the_same(tiny: openai.OpenAI) -> None:
+    for seed in (7, -1, 2**63 - 1):
+        whole = draw(tiny, seed=seed)
+        chunks = list(draw(tiny, seed=seed, stream=True, stream_options={"include_usage": True}))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+
+
+def test_seeds_make_answers_differ(tiny: openai.OpenAI) -> None:
+    texts = {draw(tiny, seed=seed).choices[0].message.content for seed in range(4)}
+    assert len(texts) == 4
+
+
+def test_the_base_answers_differently(tiny: openai.OpenAI) -> None:
+    tuned, base = (draw(tiny, model=name, temperature=0) for name in ("tiny", "base"))
+    assert tuned.choices[0].message.content != base.choices[0].message.content
+    assert draw(tiny, temperature=0).choices[0].message.content == tuned.choices[0].message.content
+
+
+def test_chunks_keep_id_and_model_and_are_ended(tiny: openai.OpenAI) -> None:
+    chunks = list(draw(tiny, stream=True))
+    assert len({(chunk.id, chunk.created, chunk.model) for chunk in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert all(chunk.choices[0].finish_reason is None for chunk in chunks[:-1])
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    assert all(chunk.usage is None for chunk in chunks)
+
+
+def test_a_stop_string_is_never_sent(tiny: openai.OpenAI) -> None:
+    text = draw(tiny, temperature=0).choices[0].message.content
+    stop = text[4:7]
+    answer = draw(tiny, temperature=0, stop=stop)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content == text[: text.index(stop)].rstrip()
+    chunks = list(draw(tiny, temperature=0, stop=["no such thing", stop], stream=True))
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert streamed == answer.choices[0].message.content
+
+
+def test_old_turns_are_dropped_and_a_long_message_is_refused(tiny: openai.OpenAI) -> None:
+    turn = [*HELLO, {"role": "assistant", "content": "Hello. " * 5}]
+    assert draw(tiny, messages=[*turn * 20, *HELLO]).usage.prompt_tokens <= 256 - 24
+    with pytest.raises(openai.BadRequestError, match="your message is too long") as caught:
+        draw(tiny, messages=[{"role": "user", "content": "long " * 500}])
+    assert caught.value.code == "context_length_exceeded"
+
+
+def test_the_clients_system_message_joins_the_guarding_prompt(tiny: openai.OpenAI) -> None:
+    system = [{"role": "system", "content": "Be brief."}]
+    plain, guarded = (draw(tiny, messages=messages) for messages in (HELLO, [*system, *HELLO]))
+    assert guarded.usage.prompt_tokens > plain.usage.prompt_tokens
+
+
+def test_an_unknown_model_is_not_found(tiny: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'") as caught:
+        draw(tiny, model="gpt-4")
+    assert caught.value.code == "model_not_found"
+
+
+def test_faults_are_found_before_a_stream_opens(tiny: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="not the assistant"):
+        draw(tiny, messages=HELLO * 2, stream=True)
+    with pytest.raises(openai.BadRequestError, match="n is not supported") as caught:
+        draw(tiny, n=2, stream=True)
+    assert caught.value.param == "n"
+    assert caught.value.type == "invalid_request_error"
+
+
+def test_an_ended_stream_says_so(scripted: Any, running: Any) -> None:
+    with running(make_app({"a": scripted()}, SAMPLING)) as url:
+        lines = post(url, stream=True, stream_options={"include_usage": True}).text.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-2]]
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert chunks[-1]["choices"] == []
+
+
+def test_a_model_that_breaks_is_an_error_and_the_next_request_is_served(
+    scripted: Any, running: Any
+) -> None:
+    talkers = {"a": scripted(["It", ValueError("broken")]), "b": scripted()}
+    with running(make_app(talkers, SAMPLING)) as url:
+        answer = post(url)
+        assert answer.status == 500
+        assert answer.json()["error"]["type"] == "server_error"
+        streamed = post(url, stream=True).text
+        assert "server_error" in streamed
+        assert "[DONE]" not in streamed
+        assert post(url, model="b").status == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_stops_its_own_reply(
+    scripted: Any, running: Any, stream: bool
+) -> None:
+    held, other = scripted(["a"] * 9, hold=True), scripted()
+    with running(make_app({"held": held, "a": other}, SAMPLING)) as url:
+        leave(url, held, stream)
+        assert post(url).json()["choices"][0]["message"]["content"] == "It is so."
+        until(lambda: held.cancelled == 1)
+
+
+def leave(url: str, talker: Any, stream: bool = True) -> None:
+    """Ask for a reply, and hang up once it is being drawn."""
+    with ask(url, "held", stream):
+        assert talker.started.wait(5)
+
+
+def ask(url: str, model: str, stream: bool = True) -> socket.socket:
+    """Send a request and leave its answer unread; closing the socket is hanging up."""
+    port = int(url.rpartition(":")[2])
+    body = json.dumps({"model": model, "messages": HELLO, "stream": stream})
+    connection = socket.create_connection(("127.0.0.1", port))
+    connection.sendall(
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_the_queue_frees_its_place_and_stops_nobody(
+    scripted: Any, running: Any, stream: bool
+) -> None:
+    held, other = scripted(["a", "b"], hold=True), scripted()
+    with (
+        running(make_app({"held": held, "a": other}, SAMPLING, waiting=1)) as url,
+        ask(url, "held"),
+    ):
+        assert held.started.wait(5)
+        queued = ask(url, "a", stream)
+        until(lambda: other.renderer.counted == 2)  # its prompt is measured: it queues next
+        time.sleep(0.05)
+        refused = post(url, stream=True)
+        assert refused.status == 429
+        assert int(refused.headers["Retry-After"]) > 0
+        assert refused.json()["error"]["code"] == "queue_full"
+        queued.close()
+        until(lambda: is_admitted(url, "a"))
+        assert not other.asked
+        held.go.set()
+        until(lambda: post(url).status == 200)
+    assert held.cancelled == 0
+
+
+def is_admitted(url: str, model: str) -> bool:
+    """Whether a stream opens, though it may have to wait for its turn."""
+    with ask(url, model) as connection:
+        return connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_status_is_told_while_a_reply_is_drawn(scripted: Any, running: Any) -> None:
+    held = scripted(["a", "b"], hold=True)
+    with running(make_app({"held": held}, SAMPLING)) as url, ask(url, "held"):
+        assert held.started.wait(5)
+        assert get(url, "/health").json() == {"status": "ok"}
+        held.go.set()
+
+
+def test_another_host_name_is_refused(scripted: Any, running: Any) -> None:
+    with running(make_app({"a": scripted()}, SAMPLING, "", LOOPBACK)) as url:
+        for path in ("/v1/models", "/health"):
+            answer = get(url, path, Host="evil.example")
+            assert answer.status == 400
+        assert get(url, "/v1/models", Host="localhost:8").status == 200
+
+
+def test_the_key_is_needed_where_there_is_one(scripted: Any, running: Any) -> None:
+    with running(make_app({"a": scripted()}, SAMPLING, "secret")) as url:
+        assert get(url, "/health").status == 200
+        for path in ("/v1/models", "/v1/chat/completions", "/", "/health/x"):
+            assert get(url, path).status == 401
+        with pytest.raises(openai.AuthenticationError, match="send the API key"):
+            client(url, "Secret").models.list()
+        assert [model.id for model in client(url, "secret").models.list()] == ["a"]
+
+
+def test_bodies_that_are_no_json_or_too_large_are_refused(scripted: Any, running: Any) -> None:
+    with running(make_app({"a": scripted()}, SAMPLING)) as url:
+        json_type = {"Content_Type": "application/json; charset=utf-8"}
+        assert send("POST", url, COMPLETIONS, b"{}").status == 415
+        assert send("POST", url, COMPLETIONS, b"{", **json_type).status == 400
+        large = send("POST", url, COMPLETIONS, b" " * ((1 << 20) + 1), **json_type)
+        assert large.status == 413
+        assert large.json()["error"]["message"] == "the body is over 1048576 bytes"
+
+
+def test_an_unknown_route_is_answered_in_the_same_shape(scripted: Any, running: Any) -> None:
+    with running(make_app({"a": scripted()}, SAMPLING)) as url:
+        assert get(url, "/v1/nothing").json()["error"]["code"] is None
+        assert get(url, COMPLETIONS).status == 405
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", ""])
+def test_other_machines_need_a_key(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="--api-key-env"):
+        door_for(host, None)
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(UsageError, match="MY_KEY is not set"):
+        door_for(host, "MY_KEY")
+    monkeypatch.setenv("MY_KEY", "secret")
+    assert door_for(host, "MY_KEY") == ("secret", ("*",))
+
+
+def test_this_machine_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for host in ("127.0.0.1", "localhost", "::1", "127.0.0.2"):
+        key, hosts = door_for(host, None)
+        assert key == ""
+        assert host in hosts
+        assert "*" not in hosts
+    monkeypatch.setenv("MY_KEY", " ")
+    with pytest.raises(UsageError, match="not set"):
+        door_for("127.0.0.1", "MY_KEY")
+
+
+def test_a_taken_port_is_one_line() -> None:
+    with listen("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(SelfchatError, match=f"127.0.0.1:{port} is taken") as caught:
+            listen("127.0.0.1", port)
+    assert "\n" not in str(caught.value)
+
+
+def test_serving_is_refused_before_anything_listens(scripted: Any) -> None:
+    with pytest.raises(UsageError, match="other machines"):
+        serve_talkers({"a": scripted()}, SAMPLING, "0.0.0.0", 0, None)
+
+
+def test_a_models_name_gives_away_no_path(tmp_path: Path) -> None:
+    assert model_name(f"run:{tmp_path}/demo/") == "demo"
+    assert model_name("embedded:smollm2-135m") == "smollm2-135m"
+    assert model_name("run:.") == Path.cwd().name
+
+
+SERVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from conftest import ScriptedTalker
+from selfchat.chat.server import serve_talkers
+from selfchat.core.records import Sampling
+talker = ScriptedTalker(["a", "b"], hold=True)
+import threading
+threading.Timer(1.0, talker.go.set).start()
+serve_talkers({"held": talker}, Sampling(), "127.0.0.1", 0, None)
+"""
+
+
+def test_a_reply_is_finished_when_the_server_is_asked_to_stop() -> None:
+    here = str(Path(__file__).parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, here], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    greeting = process.stderr.readline()
+    url = greeting.split(" at ")[1].split("/v1")[0]
+    with ask(url, "held") as connection:
+        answer = connection.recv(65536)
+        os.kill(process.pid, signal.SIGTERM)
+        while block := connection.recv(65536):
+            answer += block
+    assert b'"b"' in answer
+    assert b"[DONE]" in answer
+    assert process.wait(5) in (0, -signal.SIGTERM)
+    process.stderr.close()

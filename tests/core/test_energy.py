@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from selfchat.core import energy
+from selfchat.core.energy import EnergyMeter, co2_kg
+
+
+def domain(root: Path, folder: str, name: str, used: int, largest: int = 1000_000_000) -> Path:
+    path = root / folder
+    path.mkdir()
+    (path / "name").write_text(f"{name}\n")
+    (path / "energy_uj").write_text(f"{used}\n")
+    (path / "max_energy_range_uj").write_text(f"{largest}\n")
+    return path / "energy_uj"
+
+
+def test_packages_are_added_up_and_nothing_is_counted_twice(tmp_path: Path) -> None:
+    counters = [
+        domain(tmp_path, "intel-rapl:0", "package-0", 5_000_000),
+        domain(tmp_path, "intel-rapl:1", "package-1", 7_000_000),
+    ]
+    ignored = [
+        domain(tmp_path, "intel-rapl:0:0", "core", 0),
+        domain(tmp_path, "intel-rapl:2", "psys", 0),
+        domain(tmp_path, "intel-rapl-mmio:0", "package-0", 0),
+    ]
+    with EnergyMeter(powercap=tmp_path) as meter:
+        for path in counters + ignored:
+            path.write_text("9000000\n")
+        assert meter.read() == (4.0 + 2.0, "rapl")
+    assert meter.read() == (6.0, "rapl")
+
+
+def test_a_counter_may_wrap_around_more_than_once(tmp_path: Path) -> None:
+    counter = domain(tmp_path, "intel-rapl:0", "package-0", 90_000_000, largest=100_000_000)
+    meter = EnergyMeter(powercap=tmp_path).start()
+    counter.write_text("10000000")
+    assert meter.read().joules == pytest.approx(20)
+    counter.write_text("95000000")
+    assert meter.read().joules == pytest.approx(105)
+    counter.write_text("5000000")
+    assert meter.read().joules == pytest.approx(115)
+    meter.stop()
+
+
+def test_the_counter_is_sampled_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrap between two reads far apart would be lost otherwise."""
+    monkeypatch.setattr(energy, "_SECONDS_PER_SAMPLE", 0.01)
+    domain(tmp_path, "intel-rapl:0", "package-0", 0)
+    sampled = []
+
+    class Seen(EnergyMeter):
+        def read(self) -> energy.Energy:
+            sampled.append(1)
+            return super().read()
+
+    with Seen(powercap=tmp_path) as meter:
+        meter._stopped.wait(0.2)
+    assert sampled
+
+
+def test_starting_again_counts_from_zero(tmp_path: Path) -> None:
+    counter = domain(tmp_path, "intel-rapl:0", "package-0", 0)
+    meter = EnergyMeter(powercap=tmp_path).start()
+    counter.write_text("3000000")
+    assert meter.read().joules == 3
+    assert meter.start().read().joules == 0
+    meter.stop()
+
+
+@pytest.mark.parametrize("content", ["", "nonsense"])
+def test_an_unreadable_counter_gives_an_estimate(tmp_path: Path, content: str) -> None:
+    domain(tmp_path, "intel-rapl:0", "package-0", 0)
+    domain(tmp_path, "intel-rapl:1", "package-1", 0).write_text(content)
+    with EnergyMeter(powercap=tmp_path) as meter:
+        assert meter.read().method == "estimate"
+
+
+def test_a_counter_that_goes_away_turns_into_an_estimate_of_the_whole(tmp_path: Path) -> None:
+    counter = domain(tmp_path, "intel-rapl:0", "package-0", 0)
+    with EnergyMeter(powercap=tmp_path) as meter:
+        counter.unlink()
+        found = meter.read()
+    assert found.method == "estimate"
+    assert found.joules >= 0
+
+
+def test_an_estimate_is_of_cpu_and_running_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(process=100.0, running=1000.0)
+    fake = SimpleNamespace(process_time=lambda: clock.process, monotonic=lambda: clock.running)
+    monkeypatch.setattr(energy, "time", fake)
+    meter = EnergyMeter(powercap=tmp_path).start()
+    clock.process, clock.running = 107.0, 1004.0
+    expected = 7 * energy.BUSY_CORE_WATTS + 4 * energy.IDLE_WATTS
+    assert meter.read() == (pytest.approx(expected), "estimate")
+
+
+def fake_nvml(used: dict[str, int]) -> Any:
+    class NVMLError(Exception):
+        pass
+
+    def by_uuid(uuid: str) -> str:
+        if uuid not in used:
+            raise NVMLError("not found")
+        return uuid
+
+    return SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=by_uuid,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: used[handle],
+    )
+
+
+def test_the_gpus_of_the_work_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {"GPU-a": 1000, "GPU-b": 5000, "GPU-other": 0}
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml(used))
+    with EnergyMeter(gpus=["GPU-a", "GPU-b"], powercap=tmp_path) as meter:
+        used.update({"GPU-a": 3000, "GPU-b": 6000, "GPU-other": 99_000})
+        assert meter.read() == (3.0, "nvml")
+
+
+def test_gpus_without_nvml_are_estimated_and_never_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The packages' counters would miss most of the energy."""
+    domain(tmp_path, "intel-rapl:0", "package-0", 0)
+    for module in (None, fake_nvml({})):
+        monkeypatch.setitem(sys.modules, "pynvml", module)
+        with EnergyMeter(gpus=["GPU-a"], powercap=tmp_path) as meter:
+            assert meter.read().method == "estimate"
+
+
+def test_reading_before_the_start_is_a_bug() -> None:
+    with pytest.raises(RuntimeError, match="not started"):
+        EnergyMeter().read()
+
+
+def test_co2_of_a_kilowatt_hour() -> None:
+    assert co2_kg(3.6e6) == pytest.approx(0.475)
+    assert co2_kg(7.2e6, kg_per_kwh=0.05) == pytest.approx(0.1)

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from selfchat.evaluate.statistics import Sums, difference, rate, ratio
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (95, 100, 0.8882, 0.9785)],
+)
+def test_score_intervals_as_published(count: int, n: int, low: float, high: float) -> None:
+    found = rate(count, n)
+    assert (found.low, found.high) == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+    assert found.value == count / n and found.n == n
+
+
+def test_a_ratio_weighs_dialogues_by_their_tokens() -> None:
+    found = ratio(Sums([10.0, 1.0], [5, 1]), rng_seed=0)
+    assert found.value == pytest.approx(11 / 6)
+
+
+def test_one_dialogue_has_no_interval() -> None:
+    found = ratio(Sums([10.0], [5]), rng_seed=0)
+    assert (found.value, found.low, found.high) == (2.0, None, None)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    draw = random.Random(0)
+    base = [draw.uniform(10, 90) for _ in range(60)]
+    tuned = [loss - 5 + draw.uniform(-0.5, 0.5) for loss in base]
+    weights = [20] * 60
+    found = difference(Sums(tuned, weights), Sums(base, weights), rng_seed=0)
+    alone = ratio(Sums(base, weights), rng_seed=0)
+    assert found.low is not None and found.high is not None
+    assert alone.low is not None and alone.high is not None
+    assert found.low < found.value < found.high < 0
+    assert found.high - found.low < (alone.high - alone.low) / 10
+
+
+def test_intervals_are_seeded() -> None:
+    sums = Sums([1.0, 5.0, 2.0], [2, 3, 1])
+    assert ratio(sums, 7) == ratio(sums, 7)

@@ -1,0 +1,155 @@
+"""A whole run of a tiny random model, as the steps before publish leave it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from selfchat.core.files import write_json, write_records
+from selfchat.core.records import Dialogue, Message, Provenance, Sampling, Usage
+from selfchat.core.rundir import Manifest
+from selfchat.models.adapter import save_adapter
+from selfchat.models.lora import LoraConfig, add_lora, lora_layers
+
+PROMPT = "You are kind.\n```\nand never close this fence\n```"
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("machine")
+    base = root / "models" / "tiny-base"
+    _write_base(base)
+    run = root / "runs" / "first"
+    _write_adapter(run / "adapter", base)
+    _write_corpus(run, root)
+    write_json(
+        run / "chat.json",
+        {"prompt": PROMPT, "sampling": Sampling(temperature=1, top_p=0.95).model_dump()},
+    )
+    write_json(
+        run / "scores" / "scores.json",
+        {"headline": {"held-out perplexity": 12.34567, "refusals": {"with|prompt": 0.5}}},
+    )
+    manifest = Manifest(run)
+    manifest.record("tune", "0" * 16, [run / "adapter"], {}, 3.0)
+    return run
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change; its base stays where it is."""
+    copy = tmp_path / "runs" / "first"
+    shutil.copytree(finished_run, copy)
+    return copy
+
+
+def _write_base(folder: Path) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["why is the sky blue", "it scatters light"] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _write_adapter(folder: Path, base: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    config = LoraConfig(rank=4, alpha=8.0)
+    add_lora(model, config, rng_seed=2)
+    torch.manual_seed(3)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_b, std=0.1)
+    save_adapter(model, config, str(base), folder)
+    address = f"hf:{base}"
+    write_json(
+        folder / "manifest.json",
+        {
+            "base": address,
+            "format": "baize",
+            "loss_on": "assistant",
+            "max_length": 512,
+            "corpus": "f" * 64,
+            "selfchat": "0.1.0",
+        },
+    )
+    write_json(
+        folder / "receipt.json",
+        {
+            "base": address,
+            "device": "cpu | <b>fast</b>",
+            "rank": 4,
+            "alpha": 8.0,
+            "targets": ["q_proj", "k_proj"],
+            "dialogues": 1234,
+            "learning_rate": 2e-4,
+            "seconds": 12345.678,
+            "heldout_loss_before": 3.25,
+            "heldout_loss_after": None,
+            "joules": 7.2e6,
+            "energy_method": "estimate",
+        },
+    )
+
+
+def _write_corpus(run: Path, root: Path) -> None:
+    dialogues = [
+        Dialogue.make(
+            f"seed{number}",
+            [
+                Message(role="user", content=f"Why is the sky blue, {number}?"),
+                Message(role="assistant", content="It scatters light; see /etc/hosts and/or ask."),
+            ],
+            source=f"{root}/imported data.jsonl" if number else "quora",
+        )
+        for number in range(6)
+    ]
+    write_records(run / "corpus" / "train.jsonl", dialogues[:4])
+    write_records(run / "corpus" / "heldout.jsonl", dialogues[4:])
+    write_json(
+        run / "corpus" / "statistics.json",
+        [
+            {"source": f"{root}/imported.jsonl", "dialogues": 5, "turns": 1.0, "words": 6.0},
+            {"source": "quora", "dialogues": 1, "turns": 1.0, "words": 6.0},
+            {"source": "all", "dialogues": 6, "turns": 1.0, "words": 6.0},
+        ],
+    )
+    write_records(
+        run / "provenance.jsonl",
+        [
+            Provenance(
+                id=dialogue.id,
+                seed_id=dialogue.seed_id,
+                model=f"scripted:{root}/teacher.jsonl",
+                model_returned="",
+                provider="scripted",
+                strategy="transcript",
+                prompt_version="self_chat@1",
+                sampling=Sampling(),
+                usage=Usage(prompt_tokens=10, completion_tokens=5),
+                price=0.5,
+            )
+            for dialogue in dialogues
+        ],
+    )

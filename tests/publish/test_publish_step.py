@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import content_hash, read_json, read_records, write_json
+from selfchat.core.progress import Quiet
+from selfchat.core.records import Dialogue
+from selfchat.models.adapter import read_adapter_config
+from selfchat.models.local import AdapterManifest, adapter_folder, read_chat_settings
+from selfchat.publish import PublishedCounts, PublishOptions, publish
+
+KEY = "sk-this-must-never-leave"
+ADAPTER_ONLY = {
+    "README.md",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "chat.json",
+    "manifest.json",
+    "receipt.json",
+    "data/README.md",
+    "data/heldout.jsonl",
+    "data/statistics.json",
+    "data/train.jsonl",
+}
+
+
+class Heard(Quiet):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def everything(folder: Path) -> bytes:
+    """All that is in a folder, names included."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return b"\0".join(os.fsencode(str(p.relative_to(folder))) + p.read_bytes() for p in files)
+
+
+def published(run: Path, out: Path, **options: object) -> PublishedCounts:
+    return publish(run, out, PublishOptions.parse(dict(options), "publish"), Quiet())
+
+
+def test_the_adapter_alone_by_default(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "given" / "baize-tiny"
+    counts = published(run, out)
+    assert files(out) == ADAPTER_ONLY
+    assert (counts.files, counts.train, counts.heldout, counts.merge) == (10, 4, 2, None)
+    weights = "adapter_model.safetensors"
+    assert content_hash(out / weights) == content_hash(run / "adapter" / weights)
+
+
+def test_what_is_published_opens_like_a_run(run: Path, tmp_path: Path) -> None:
+    published(run, tmp_path / "out")
+    assert adapter_folder(tmp_path / "out") == tmp_path / "out"
+    assert AdapterManifest.read(tmp_path / "out") == ("hf:tiny-base", "baize")
+    assert read_adapter_config(tmp_path / "out").rank == 4
+    assert read_chat_settings(tmp_path / "out") == read_chat_settings(run)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_no_place_of_this_machine_and_no_key_leaves_the_house(
+    run: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merge: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    published(run, tmp_path / "out", merge=merge)
+    everywhere = everything(tmp_path / "out")
+    for private in (run, finished_run, tmp_path, Path.home(), Path.cwd()):
+        assert str(private).encode() not in everywhere
+    assert KEY.encode() not in everywhere
+    config = read_json(tmp_path / "out" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "tiny-base"
+
+
+def test_dialogues_keep_every_word(run: Path, tmp_path: Path) -> None:
+    published(run, tmp_path / "out")
+    before = list(read_records(run / "corpus" / "train.jsonl", Dialogue))
+    after = list(read_records(tmp_path / "out" / "data" / "train.jsonl", Dialogue))
+    assert [d.messages for d in after] == [d.messages for d in before]
+    assert [d.id for d in after] == [d.id for d in before]
+    assert [d.source for d in after] == ["quora"] + ["imported data.jsonl"] * 3
+
+
+def test_publishing_twice_gives_the_same_bytes_and_leaves_nothing_behind(
+    run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "given" / "model"
+    published(run, out, merge=True)
+    first = everything(out)
+    published(run, out, merge=True)
+    assert everything(out) == first
+    published(run, out)
+    assert files(out) == ADAPTER_ONLY
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+def test_the_manifest_names_and_hashes_every_file(run: Path, tmp_path: Path) -> None:
+    published(run, tmp_path / "out")
+    stored = read_json(tmp_path / "out" / "manifest.json")
+    assert stored["corpus"] == "f" * 64
+    assert set(stored["published"]["files"]) == ADAPTER_ONLY - {"manifest.json"}
+    for name, digest in stored["published"]["files"].items():
+        assert content_hash(tmp_path / "out" / name) == digest
+
+
+def test_a_folder_of_someone_else_is_refused_and_left_alone(run: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis" / "chapter.txt"
+    precious.parent.mkdir()
+    precious.write_text("years of work")
+    with pytest.raises(UsageError, match=r"holds chapter\.txt"):
+        published(run, precious.parent)
+    assert precious.read_text() == "years of work"
+    with pytest.raises(UsageError, match="is a file"):
+        published(run, precious)
+
+
+@pytest.mark.parametrize("place", ["", "adapter", ".."])
+def test_a_run_never_replaces_itself(run: Path, place: str) -> None:
+    before = everything(run)
+    with pytest.raises(UsageError, match="not published here"):
+        published(run, run / place)
+    assert everything(run) == before
+
+
+def test_files_added_to_a_published_folder_are_not_thrown_away(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    published(run, out)
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").write_text("ref")
+    with pytest.raises(UsageError, match=r"holds \.git/HEAD"):
+        published(run, out)
+    assert (out / ".git" / "HEAD").exists()
+
+
+def test_an_empty_folder_is_taken(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    published(run, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").exists()
+
+
+def test_a_failure_leaves_what_was_there(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "given" / "model"
+    published(run, out)
+    before = everything(out)
+    with (run / "corpus" / "heldout.jsonl").open("a") as file:
+        file.write("{torn\n")
+    with pytest.raises(UsageError, match=r"heldout\.jsonl:3"):
+        published(run, out)
+    assert everything(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "step"),
+    [
+        ("adapter/adapter_model.safetensors", "tune"),
+        ("adapter/receipt.json", "tune"),
+        ("corpus/statistics.json", "curate"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_step(
+    run: Path, tmp_path: Path, missing: str, step: str
+) -> None:
+    (run / missing).unlink()
+    with pytest.raises(UsageError, match=f"no {missing} to publish: run selfchat {step} first"):
+        published(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_chat_settings_scores_and_provenance_may_be_missing(run: Path, tmp_path: Path) -> None:
+    for optional in ("chat.json", "scores/scores.json", "provenance.jsonl", "manifest.json"):
+        (run / optional).unlink()
+    published(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "## Scores" not in card
+    assert "## Prompt" not in card
+    assert "was imported" in card
+
+
+def test_merging_says_whose_licence_governs_it_and_how_far_it_is(run: Path, tmp_path: Path) -> None:
+    heard = Heard()
+    counts = publish(run, tmp_path / "out", PublishOptions(merge=True), heard)
+    assert "weights of tiny-base: their licence (see its own card) governs" in heard.lines[0]
+    stored = json.loads((tmp_path / "out" / "merged" / "merge.json").read_text())
+    assert counts.merge is not None
+    assert stored == counts.merge.model_dump()
+    assert (stored["dtype"], stored["split"], stored["dialogues"]) == ("bfloat16", "heldout", 2)
+    merged_card = (tmp_path / "out" / "merged" / "README.md").read_text()
+    assert "this folder holds the weights of tiny-base" in merged_card
+    assert "It governs `merged/`" in (tmp_path / "out" / "README.md").read_text()
+    assert 'library_name: "transformers"' in merged_card
+
+
+def test_an_embedded_base_is_named_by_its_public_origin(run: Path, tmp_path: Path) -> None:
+    manifest = run / "adapter" / "manifest.json"
+    write_json(manifest, {**read_json(manifest), "base": "embedded:smollm2-135m"})
+    published(run, tmp_path / "out")
+    config = read_json(tmp_path / "out" / "adapter_config.json")
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert read_json(tmp_path / "out" / "manifest.json")["base"] == "embedded:smollm2-135m"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert 'base_model: "HuggingFaceTB/SmolLM2-135M-Instruct"' in card
+    assert "not bit for bit" in " ".join(card.split())
