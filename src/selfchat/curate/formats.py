@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,41 @@ def read_dialogues(path: Path, source: str = "") -> Iterator[Dialogue | Rejectio
             yield _rejection(row, name, fault.reason, fault.detail)
         except (ValidationError, LookupError, TypeError, AttributeError) as fault:
             yield _rejection(row, name, Reason.UNPARSABLE, _first_line(fault))
+
+
+class Files:
+    """Files of dialogues that are read once; rows that are none are counted by reason."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._rejected: Counter[str] = Counter()
+
+    def dialogues(self) -> Iterator[Dialogue]:
+        for path in self._paths:
+            for entry in read_dialogues(path):
+                if isinstance(entry, Dialogue):
+                    yield entry
+                else:
+                    self._rejected[f"{entry.source}: {entry.reason}"] += 1
+
+    def complaints(self) -> list[str]:
+        """A line for each kind of row that was no dialogue; after `dialogues` has ended."""
+        return [f"{what}: {count} rows left out" for what, count in self._rejected.items()]
+
+
+def read_files(paths: Sequence[Path]) -> Files:
+    """Files, and the train and held-out parts of corpus folders.
+
+    Raises:
+        UsageError: a folder is no corpus.
+    """
+    files: list[Path] = []
+    for path in paths:
+        parts = [path / "train.jsonl", path / "heldout.jsonl"] if path.is_dir() else [path]
+        files += [part for part in parts if part == path or part.exists()]
+        if path.is_dir() and not parts[0].exists():
+            raise UsageError(f"{path}: not a corpus: it has no train.jsonl")
+    return Files(files)
 
 
 def _own(row: Row, source: str) -> Dialogue:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from selfchat.core.records import Dialogue, Record
 
@@ -44,3 +44,14 @@ def corpus_statistics(dialogues: Iterable[Dialogue]) -> list[SourceStatistics]:
         together.add(dialogue)
     rows = [sums.row(source) for source, sums in by_source.items()]
     return [*rows, together.row("all")] if len(rows) != 1 else rows
+
+
+def table(rows: Sequence[SourceStatistics]) -> str:
+    """The rows for people to read."""
+    width = max((len(row.source) for row in rows), default=6)
+    lines = [f"{'source':<{width}}  dialogues  avg. turns  avg. words of a reply"]
+    lines += [
+        f"{row.source:<{width}}  {row.dialogues:>9,}  {row.turns:>10.1f}  {row.words:>21.1f}"
+        for row in rows
+    ]
+    return "\n".join(lines)

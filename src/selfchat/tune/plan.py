@@ -99,6 +99,19 @@ class TunePlan(Record):
     tokens_per_second: float | None
     card: str
 
+    def text(self) -> str:
+        rate = f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else "unknown"
+        return "\n".join(
+            (
+                f"base          {self.base}: {self.base_parameters:,} parameters in {self.weights}",
+                f"trainable     {self.trainable_parameters:,} parameters",
+                f"compute       {self.flops_per_token / 1e9:.2f} GFLOP a token",
+                f"memory        {self.memory_bytes / 1e9:.1f} GB estimated, with "
+                f"{self.micro_tokens:,} tokens at once",
+                f"rate          {rate} assumed on one {self.card}",
+            )
+        )
+
 
 def plan(options: TuneOptions) -> TunePlan:
     """Reckon trainable parameters exactly, FLOPs, and memory as an estimate.

@@ -1,0 +1,59 @@
+"""What this machine can do: cores, memory, graphics card, installed parts, cached weights."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from selfchat import __version__
+from selfchat.models.embedded import EMBEDDED, cache_directory
+
+_PARTS = {
+    "tune": ("torch", "transformers"),
+    "embedded": ("xllamacpp",),
+    "serve": ("starlette", "uvicorn"),
+    "evaluate": ("matplotlib", "jinja2", "scipy"),
+    "data": ("pyarrow", "huggingface_hub", "yake"),
+}
+
+
+def examine() -> dict[str, str]:
+    """A line for each thing that a run may need."""
+    findings = {
+        "selfchat": f"{__version__}, Python {platform.python_version()}",
+        "machine": f"{len(os.sched_getaffinity(0))} cores, {_memory():.0f} GB of memory",
+        "disk": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB free here",
+        "weights": _cached(),
+        "openai": "a key is set" if os.environ.get("OPENAI_API_KEY") else "no OPENAI_API_KEY",
+    }
+    for extra, packages in _PARTS.items():
+        missing = [package for package in packages if find_spec(package) is None]
+        install = f"missing {', '.join(missing)}: pip install 'selfchat[{extra}]'"
+        findings[extra] = install if missing else "installed"
+    return findings | _torch() if find_spec("torch") else findings
+
+
+def _torch() -> dict[str, str]:
+    import torch
+
+    from selfchat.models.bases import best_device, chosen_weights
+
+    device = best_device()
+    card = f" ({torch.cuda.get_device_name()})" if device.type == "cuda" else ""
+    return {
+        "torch": f"{torch.__version__} on {device}{card}",
+        "numbers": f"frozen weights in {chosen_weights('auto', device)} by default",
+    }
+
+
+def _memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+
+
+def _cached() -> str:
+    folder = cache_directory()
+    names = [name for name in EMBEDDED if (folder / f"{name}.gguf").exists()]
+    return f"{', '.join(names)} in {folder}" if names else f"none in {folder} yet"

@@ -1,0 +1,198 @@
+"""What a recipe would do: each step with cost, time and memory; needs no network, key or weights.
+
+Every figure that is not exact is an estimate, and its assumptions are constants here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from selfchat.calls.prices import Price, earlier_prices, find_price
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Record, Usage
+from selfchat.pipeline import STEPS, is_stale
+from selfchat.recipe import Recipe
+
+# The paper, table 2: its own dialogues have about 3.8 turns, their replies 36 words. The length of
+# a user's line is not in it; published Baize rows have about 12 words.
+_TURNS, _REPLY_WORDS, _USER_WORDS = 3.8, 36.0, 12.0
+_TOKENS_A_WORD = 1.35
+_MARKER_TOKENS = 8  # both markers of a turn
+_TEMPLATE_TOKENS = 120  # the template of appendix A
+_SEED_TOKENS = 14
+_ACCEPTED = 0.98  # share of transcripts of a capable teacher that can be read
+_BUILTIN_SEEDS = 240
+_EMBEDDED_RATE = 120.0  # tokens a second on two processor cores, docs/benchmarks.md
+_TUNE_RATE_CPU = 250.0  # tokens a second on two processor cores, docs/benchmarks.md
+
+
+class Foreseen(Record):
+    """What one step would do; `detail` lines say the figures."""
+
+    step: str
+    stale: bool
+    detail: tuple[str, ...]
+
+
+def foresee(recipe: Recipe, run: Path) -> list[Foreseen]:
+    """One entry a step, in order."""
+    details: dict[str, Any] = {
+        "seeds": _seeds,
+        "collect": _collect,
+        "curate": _curate,
+        "tune": _tune,
+        "chat": lambda recipe: [f"the guarding prompt {recipe.chat.prompt!r}"],
+        "evaluate": _evaluate,
+        "report": lambda recipe: ["report.html"],
+        "publish": _publish,
+    }
+    return [
+        Foreseen(
+            step=step.name,
+            stale=_would_run(step, recipe, run),
+            detail=tuple(details[step.name](recipe)),
+        )
+        for step in STEPS
+    ]
+
+
+def _would_run(step: Any, recipe: Recipe, run: Path) -> bool:
+    try:
+        return is_stale(step, recipe, run)
+    except UsageError:  # an input that is not there; the step itself will say so
+        return True
+
+
+def seed_count(recipe: Recipe) -> int | None:
+    """How many seeds there will be at most; None where the recipe does not say."""
+    seeds = recipe.seeds
+    if seeds.sample is not None:
+        return seeds.sample
+    if seeds.sample_each is not None:
+        return seeds.sample_each * len(seeds.sources)
+    return _BUILTIN_SEEDS if seeds.sources == ("builtin",) else None
+
+
+def _seeds(recipe: Recipe) -> list[str]:
+    count = seed_count(recipe)
+    many = f"{count:,}" if count is not None else "all"
+    return [f"{many} seeds from {', '.join(recipe.seeds.sources)}"]
+
+
+def dialogue_usage(recipe: Recipe) -> Usage:
+    """The mean tokens of one dialogue's calls; by turns the history is sent anew for each line."""
+    reply = min(_REPLY_WORDS * _TOKENS_A_WORD, recipe.collect.answer_tokens)
+    user = _USER_WORDS * _TOKENS_A_WORD
+    if recipe.collect.strategy == "transcript":
+        answer = _TURNS * (reply + user + _MARKER_TOKENS)
+        prompt = float(_TEMPLATE_TOKENS + _SEED_TOKENS)
+        return Usage(prompt_tokens=round(prompt), completion_tokens=round(answer))
+    turns = recipe.collect.max_turns
+    answer = turns * reply + (turns - 1) * user
+    history = sum((2 * turn + 1) * (reply + user) / 2 for turn in range(turns))
+    prompt = 2 * history + turns * _SEED_TOKENS
+    return Usage(prompt_tokens=round(prompt), completion_tokens=round(answer))
+
+
+def _collect(recipe: Recipe) -> list[str]:
+    options, count = recipe.collect, seed_count(recipe)
+    each = dialogue_usage(recipe)
+    lines = [f"{options.teacher}, by {options.strategy}: about {each.total:,} tokens a dialogue"]
+    if count is None:
+        return [*lines, "for as many dialogues as there are seeds"]
+    used = Usage(
+        prompt_tokens=each.prompt_tokens * count, completion_tokens=each.completion_tokens * count
+    )
+    lines.append(f"{count:,} dialogues: about {_many(used.total)} tokens")
+    price = find_price(options.teacher, options.price_in, options.price_out)
+    if options.teacher.startswith("embedded:"):
+        seconds = used.completion_tokens / _EMBEDDED_RATE
+        return [*lines, f"no cost; about {_duration(seconds)} on two processor cores"]
+    if price is None:
+        return [
+            *lines,
+            f"the price of {options.teacher} is unknown: set collect.price_in, price_out",
+        ]
+    lines.append(_cost(price, used))
+    lines += [_cost(past, used) for past in earlier_prices(options.teacher)]
+    if options.rpm:
+        lines.append(f"at least {_duration(count / options.rpm * 60)} at {options.rpm} a minute")
+    return lines
+
+
+def _cost(price: Price, used: Usage) -> str:
+    return f"about ${price.of(used):,.2f} at the price of {price.as_of}"
+
+
+def corpus_size(recipe: Recipe) -> tuple[int | None, float]:
+    """About how many dialogues there will be, and their mean tokens."""
+    count = seed_count(recipe)
+    mixed = [mix.limit or 0 for mix in recipe.curate.mix]
+    turns = _TURNS if recipe.collect.strategy == "transcript" else recipe.collect.max_turns
+    tokens = turns * ((_REPLY_WORDS + _USER_WORDS) * _TOKENS_A_WORD + _MARKER_TOKENS)
+    if count is None:
+        return None, tokens
+    total = round(count * _ACCEPTED) + sum(mixed)
+    alpaca = (44.2 + _USER_WORDS) * _TOKENS_A_WORD + _MARKER_TOKENS  # table 2: 44.2 words a reply
+    mean = (count * _ACCEPTED * tokens + sum(mixed) * alpaca) / total
+    return total, mean
+
+
+def _curate(recipe: Recipe) -> list[str]:
+    total, _ = corpus_size(recipe)
+    mixes = [f"{mix.limit or 'all':,} of {mix.path}" for mix in recipe.curate.mix]
+    lines = [f"mixed in: {', '.join(mixes)}"] if mixes else []
+    held = f"{recipe.curate.heldout:.0%} of the seeds held out"
+    return [*lines, f"about {total:,} dialogues, {held}" if total else held]
+
+
+def _tune(recipe: Recipe) -> list[str]:
+    from selfchat.tune.plan import plan
+
+    options = recipe.tune
+    planned = plan(options)
+    lines = [
+        f"{planned.base} in {planned.weights}: {planned.base_parameters:,} parameters, frozen",
+        f"{planned.trainable_parameters:,} trainable ({options.targets}, rank {options.rank}), "
+        f"{planned.flops_per_token / 1e9:.2f} GFLOP a token",
+        f"about {planned.memory_bytes / 1e9:.1f} GB at {planned.micro_tokens:,} tokens at once",
+    ]
+    total, mean = corpus_size(recipe)
+    if total is None:
+        return lines
+    tokens = total * mean * options.epochs
+    if options.base.startswith("embedded:"):
+        where, rate = "two processor cores", _TUNE_RATE_CPU
+    else:
+        where, rate = f"one {planned.card}, assumed", planned.tokens_per_second or 0.0
+    if rate:
+        time = _duration(tokens / rate)
+        lines.append(f"{_many(tokens)} tokens: about {time} at {rate:,.0f} tokens/s ({where})")
+    return lines
+
+
+def _evaluate(recipe: Recipe) -> list[str]:
+    options = recipe.evaluate
+    return [
+        f"held-out loss; {options.greedy} greedy and {options.samples} sampled replies; probes of "
+        "the paper's tables 4 to 9"
+    ]
+
+
+def _publish(recipe: Recipe) -> list[str]:
+    what = "the adapter and the merged model" if recipe.publish.merge else "the adapter"
+    return [f"{what}, model card, corpus with data card"]
+
+
+def _many(number: float) -> str:
+    for size, name in ((1e9, "billion"), (1e6, "million")):
+        if number >= size:
+            return f"{number / size:.1f} {name}"
+    return f"{number:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 5400:
+        return f"{max(1, round(seconds / 60))} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,218 @@
+"""The whole path on one screen: the steps in order, what makes each stale, and how each is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfchat.chat.options import chat_settings
+from selfchat.core.files import content_hash, write_json, write_text
+from selfchat.core.progress import Progress, clock
+from selfchat.core.records import Record, stable_id
+from selfchat.core.rundir import Manifest, sole_writer
+from selfchat.recipe import Recipe, to_toml
+
+
+class Step(NamedTuple):
+    """One step of a run; its fingerprint covers `identity` and the content of its inputs."""
+
+    name: str
+    identity: Callable[[Recipe], Any]
+    inputs: Callable[[Recipe, Path], list[Path]]
+    outputs: tuple[str, ...]
+    work: Callable[[Recipe, Path, Progress], Record | None]
+
+
+def run_recipe(recipe: Recipe, run: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Do every step of the recipe in `run` that is not done yet, or no longer fresh.
+
+    Returns:
+        The figures of each step, as the manifest has them.
+
+    Raises:
+        SelfchatError: a step failed or was stopped; run again to go on from there.
+    """
+    with sole_writer(run):
+        write_text(run / "recipe.toml", to_toml(recipe))
+        manifest = Manifest(run)
+        for step in STEPS:
+            _bring_up_to_date(step, recipe, run, manifest, progress)
+        return {name: step.counts for name, step in manifest.steps.items()}
+
+
+def _bring_up_to_date(
+    step: Step, recipe: Recipe, run: Path, manifest: Manifest, progress: Progress
+) -> None:
+    current = fingerprint(step, recipe, run)
+    if manifest.is_fresh(step.name, current):
+        progress.say(f"── {step.name}: up to date")
+        return
+    progress.say(f"── {step.name}")
+    began = time.monotonic()
+    figures = step.work(recipe, run, progress)
+    seconds = time.monotonic() - began
+    counts = figures.model_dump(mode="json") if figures else {}
+    outputs = [run / name for name in step.outputs]
+    manifest.record(step.name, current, outputs, counts, seconds)
+    progress.say(f"── {step.name}: done in {clock(seconds)}")
+
+
+def fingerprint(step: Step, recipe: Recipe, run: Path) -> str:
+    """What the step depends on: its result options, its prompts, the content of its inputs."""
+    inputs = [content_hash(path) for path in step.inputs(recipe, run)]
+    return stable_id(step.name, step.identity(recipe), inputs)
+
+
+def is_stale(step: Step, recipe: Recipe, run: Path) -> bool:
+    """Whether the step would be done; one whose inputs are not there yet would."""
+    if any(not path.exists() for path in step.inputs(recipe, run)):
+        return True
+    return not Manifest(run).is_fresh(step.name, fingerprint(step, recipe, run))
+
+
+def _seed_inputs(recipe: Recipe, run: Path) -> list[Path]:
+    from selfchat.seeds import local_inputs
+
+    return local_inputs(recipe.seeds)
+
+
+def _seeds(recipe: Recipe, run: Path, progress: Progress) -> Record:
+    from selfchat.seeds import gather
+
+    return gather(recipe.seeds, run / "seeds.jsonl", progress)
+
+
+def _collect_identity(recipe: Recipe) -> Any:
+    from selfchat.collect.strategies import prompt_version
+
+    return [recipe.collect.result_values(), prompt_version(recipe.collect)]
+
+
+def _collect(recipe: Recipe, run: Path, progress: Progress) -> Record:
+    from selfchat.collect.step import collect
+
+    return collect(recipe.collect, run / "seeds.jsonl", run, progress)
+
+
+def _curate_inputs(recipe: Recipe, run: Path) -> list[Path]:
+    mixed = [Path(mix.path) for mix in recipe.curate.mix if not mix.path.startswith("hf:")]
+    return [run / "dialogues.jsonl", *mixed]
+
+
+def _curate(recipe: Recipe, run: Path, progress: Progress) -> Record:
+    from selfchat.curate.step import curate
+
+    return curate(recipe.curate, [run / "dialogues.jsonl"], run / "corpus", progress)
+
+
+def _corpus(recipe: Recipe, run: Path) -> list[Path]:
+    return [run / "corpus" / "train.jsonl", run / "corpus" / "heldout.jsonl"]
+
+
+def _tune(recipe: Recipe, run: Path, progress: Progress) -> Record:
+    from selfchat.tune.step import tune
+
+    return tune(recipe.tune, run / "corpus", run / "adapter", progress)
+
+
+def _chat_identity(recipe: Recipe) -> Any:
+    return chat_settings(recipe.chat).model_dump()
+
+
+def _chat(recipe: Recipe, run: Path, progress: Progress) -> None:
+    write_json(run / "chat.json", chat_settings(recipe.chat).model_dump())
+
+
+_ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
+
+
+def _tuned(recipe: Recipe, run: Path) -> list[Path]:
+    return [*(run / name for name in _ADAPTER), run / "chat.json"]
+
+
+def _evaluate(recipe: Recipe, run: Path, progress: Progress) -> Record:
+    from selfchat.evaluate.step import run as evaluate
+
+    return evaluate(
+        recipe.evaluate,
+        f"run:{run}",
+        run / "corpus" / "heldout.jsonl",
+        chat_settings(recipe.chat),
+        run / "scores",
+        progress,
+    )
+
+
+def _report(recipe: Recipe, run: Path, progress: Progress) -> None:
+    from selfchat.evaluate.report import write_report
+
+    write_report(run, run / "report.html")
+
+
+def _publish(recipe: Recipe, run: Path, progress: Progress) -> Record:
+    from selfchat.publish import publish
+
+    return publish(run, run / "published", recipe.publish, progress)
+
+
+STEPS = (
+    Step(
+        "seeds",
+        lambda recipe: recipe.seeds.result_values(),
+        _seed_inputs,
+        ("seeds.jsonl",),
+        _seeds,
+    ),
+    Step(
+        "collect",
+        _collect_identity,
+        lambda recipe, run: [run / "seeds.jsonl"],
+        ("dialogues.jsonl", "provenance.jsonl", "rejections.jsonl"),
+        _collect,
+    ),
+    Step(
+        "curate",
+        lambda recipe: recipe.curate.result_values(),
+        _curate_inputs,
+        ("corpus/train.jsonl", "corpus/heldout.jsonl", "corpus/statistics.json"),
+        _curate,
+    ),
+    Step(
+        "tune",
+        lambda recipe: recipe.tune.result_values(),
+        _corpus,
+        (*_ADAPTER, "adapter/manifest.json", "adapter/receipt.json"),
+        _tune,
+    ),
+    Step("chat", _chat_identity, lambda recipe, run: [], ("chat.json",), _chat),
+    Step(
+        "evaluate",
+        lambda recipe: recipe.evaluate.result_values(),
+        lambda recipe, run: [*_tuned(recipe, run), run / "corpus" / "heldout.jsonl"],
+        ("scores/scores.json", "scores/answers.jsonl"),
+        _evaluate,
+    ),
+    Step(
+        "report",
+        lambda recipe: recipe.name,
+        lambda recipe, run: [
+            *_tuned(recipe, run),
+            run / "scores",
+            run / "rejections.jsonl",
+            run / "corpus" / "statistics.json",
+        ],
+        ("report.html",),
+        _report,
+    ),
+    Step(
+        "publish",
+        lambda recipe: recipe.publish.result_values(),
+        lambda recipe, run: [
+            *_tuned(recipe, run), *_corpus(recipe, run), run / "scores" / "scores.json"
+        ],
+        ("published/README.md",),
+        _publish,
+    ),
+)  # fmt: skip
