@@ -72,19 +72,22 @@ class _Turns:
         return _judged(whole, tuple(self._told), self._options, *self._fault)
 
     async def _assistant_speaks(self) -> bool:
-        system = Message(role="system", content=prompt("turns_reply"))
         sampling = _sampling(self._options, self._options.answer_tokens)
-        request = Request((system, *self._messages), sampling)
+        request = Request(self._so_far(), sampling)
         return await self._say(request, Message(role="assistant", content="-"))
 
     async def _user_speaks(self) -> bool:
         sampling = _sampling(self._options, self._options.user_tokens)
         line = Message(role="user", content="-")
         if self._caller.model.speaks_as_user:
-            return await self._say(Request(tuple(self._messages), sampling, speaker="user"), line)
+            return await self._say(Request(self._so_far(), sampling, speaker="user"), line)
         transcript = "\n\n".join(f"{_WHO[said.role]}: {said.content}" for said in self._messages)
         text = fill(prompt("turns_user"), SEED=self._seed.text, END=_END, TRANSCRIPT=transcript)
         return await self._say(Request((Message(role="user", content=text),), sampling), line)
+
+    def _so_far(self) -> tuple[Message, ...]:
+        """The same beginning for both speakers, so that a local engine computes it once."""
+        return (Message(role="system", content=prompt("turns_reply")), *self._messages)
 
     async def _say(self, request: Request, line: Message) -> bool:
         """Add what is said next; False when the conversation is over, or this cannot be used."""

@@ -1,0 +1,41 @@
+# make demo   from seeds to a small chat model in minutes, on two processor cores or a GPU
+# make test   install what the tests need, and run them
+# make check  lint and types
+
+PYTHON ?= python3
+# The CPU build of torch is pinned in constraints.txt. For a CUDA build, install it first, or run
+# make demo CONSTRAINTS= INDEX="--index-url https://download.pytorch.org/whl/cu130"
+CONSTRAINTS ?= -c constraints.txt
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check install clean
+
+demo: $(VENV)/installed
+	$(BIN)/selfchat demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all]'
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all,dev]'
+	@touch $(VENV)/installed $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,333 @@
+"""The parser gives back what was said, or says why it cannot, however a transcript is disfigured."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfchat.core.records import Message, Reason, Role, grammar_fault
+from selfchat.template.transcript import Unreadable, parse_transcript
+
+Said = list[tuple[Role, str]]
+
+
+@dataclass
+class Part:
+    """A marker and what follows it; `close` ends emphasis that the marker opened."""
+
+    role: Role
+    content: str
+    marker: str
+    close: str = ""
+    gap: str = "\n"  # what separates it from the part before
+
+    def text(self) -> str:
+        return f"{self.marker} {self.content}{self.close}" if self.marker else self.content
+
+
+@dataclass
+class Script:
+    """A transcript that is being disfigured; `said` is what has to come out."""
+
+    said: Said
+    parts: list[Part] = field(default_factory=list)
+    introduction: str = ""
+    line_end: str = "\n"
+    cut_at: Callable[[Script, Random], int] | None = None
+    cut: bool = False
+    ends: list[int] = field(default_factory=list)  # where each part's text ends
+
+    def text(self, chance: Random) -> str:
+        text, self.ends = self.introduction, []
+        for index, part in enumerate(self.parts):
+            text += part.gap * bool(index) + part.text()
+            self.ends.append(len(text.replace("\n", self.line_end)))
+        text = text.replace("\n", self.line_end)
+        return text[: self.cut_at(self, chance)] if self.cut_at else text
+
+
+def script(said: Said) -> Script:
+    marks = {"user": "[Human]", "assistant": "[AI]"}
+    return Script(said, [Part(role, content, marks[role]) for role, content in said])
+
+
+def renamed(change: Callable[[str], str], close: str = "") -> Callable[[Script, Random], None]:
+    def apply(script: Script, chance: Random) -> None:
+        for part in script.parts:
+            part.marker = change(part.marker) if part.marker else ""
+            part.close += close if part.marker else ""
+
+    return apply
+
+
+def other_case(script: Script, chance: Random) -> None:
+    change = chance.choice([str.upper, str.lower, str.title, str.swapcase])
+    renamed(change)(script, chance)
+
+
+def inner_bold(marker: str) -> str:
+    return re.sub(r"(\|?\w+\|?)", r"**\1**", marker, count=1)
+
+
+def without_first_marker(script: Script, chance: Random) -> None:
+    script.parts[0].marker = script.parts[0].close = ""
+
+
+def introduced(script: Script, chance: Random) -> None:
+    script.introduction = chance.choice(INTRODUCTIONS)
+
+
+def split_in_two(script: Script, chance: Random) -> None:
+    """Two parts of one role, where there was one."""
+    places = [
+        (index, match.start())
+        for index, part in enumerate(script.parts)
+        for match in re.finditer(r"(?<=\S)[ \n]+(?=\S)", part.content)
+    ]
+    if not places:
+        return
+    index, at = chance.choice(places)
+    part = script.parts[index]
+    head, tail = part.content[:at].rstrip(), part.content[at:].lstrip()
+    gap = chance.choice(["\n", "\n", "\n\n", " "])
+    second = Part(part.role, tail, part.marker, part.close, gap)
+    script.parts[index : index + 1] = [Part(part.role, head, part.marker, part.close), second]
+
+
+def code_with_markers(script: Script, chance: Random) -> None:
+    index = chance.randrange(len(script.said))
+    role, content = script.said[index]
+    fence = chance.choice(["```", "````", "~~~", "```text"])
+    lines = chance.choice(
+        ["[Human] one", "[AI] two", "[Human] one\n[AI] two", "[AI] one\n[Human] two", "a [AI] b"]
+    )
+    code = f"{content}\n{fence}\n{lines}\n{fence.removesuffix('text')}"
+    code = chance.choice([code, f"{content} `{lines.partition(chr(10))[0]}` and more"])
+    script.said[index] = (role, code)
+    script.parts[index].content = code
+
+
+def unanswered(script: Script, chance: Random) -> None:
+    text = chance.choice(["", "Thanks!", "One more thing:\n- this\n- that"])
+    script.parts.append(Part("user", text, "[Human]"))
+
+
+def cut_anywhere(script: Script, chance: Random) -> None:
+    script.cut = True
+    script.cut_at = lambda script, chance: chance.randrange(script.ends[-1])
+
+
+def cut_in_a_marker(script: Script, chance: Random) -> None:
+    """Cut within a marker, and the teacher does not say that it was cut."""
+
+    def place(script: Script, chance: Random) -> int:
+        index = chance.randrange(1, len(script.parts))
+        part = script.parts[index]
+        gap = len(part.gap.replace("\n", script.line_end))
+        return script.ends[index - 1] + gap + chance.randrange(1, len(part.marker))
+
+    script.cut_at = place
+
+
+def windows(script: Script, chance: Random) -> None:
+    script.line_end = "\r\n"
+
+
+# In the order in which they are applied: what is said, its parts, the markers, the whole text.
+DISFIGUREMENTS: dict[str, Callable[[Script, Random], None]] = {
+    "markers in code": code_with_markers,
+    "unanswered": unanswered,
+    "split in two": split_in_two,
+    "other case": other_case,
+    "bars": renamed(lambda marker: f"[|{marker[1:-1]}|]"),
+    "bold name": renamed(inner_bold),
+    "colon": renamed(lambda marker: f"{marker}:"),
+    "bold marker": renamed(lambda marker: f"**{marker}**"),
+    "bold message": renamed(lambda marker: f"**{marker}", close="**"),
+    "underlined marker": renamed(lambda marker: f"__{marker}__"),
+    "no first marker": without_first_marker,
+    "introduction": introduced,
+    "windows": windows,
+    "cut": cut_anywhere,
+    "cut in a marker": cut_in_a_marker,
+}
+INTRODUCTIONS = (
+    "Sure! Here is the transcript:\n\n",
+    "Here's a conversation between a human and an AI assistant:\n",
+    "Certainly, here is the completed dialogue.\n\n",
+    "**Transcript**\n\n",
+    "Transcript:\n",
+    "I am not sure what you mean.\n",
+)
+MARKED = re.compile(r"\[[\s*|]*(human|ai)[\s*|]*\]", re.IGNORECASE)
+SINGLES = [(name,) for name in DISFIGUREMENTS]
+PAIRS = list(combinations(DISFIGUREMENTS, 2))
+
+
+def disfigured(said: Said, names: tuple[str, ...], chance: Random) -> tuple[Script, str]:
+    made = script(list(said))
+    for name in names:
+        DISFIGUREMENTS[name](made, chance)
+    return made, made.text(chance)
+
+
+def outcome(said: Said, names: tuple[str, ...], chance: Random) -> str:
+    """`whole`, `fewer` turns of a cut text, or the reason; anything else fails."""
+    made, text = disfigured(said, names, chance)
+    try:
+        found = [(part.role, part.content) for part in parse_transcript(text, cut=made.cut)]
+    except Unreadable as fault:
+        assert isinstance(fault.reason, Reason)
+        assert fault.detail
+        return str(fault.reason)
+    if made.cut_at is None:
+        assert found == made.said, (names, text)
+        return "whole"
+    assert found == made.said[: len(found)], (names, text)
+    starts = [index for index, part in enumerate(made.parts) if part.role == "user"]
+    turns = [index for index in starts if index and made.parts[index - 1].role == "assistant"]
+    whole = sum(made.ends[index - 1] <= len(text) for index in turns)
+    assert len(found) // 2 <= whole + (made.ends[-1] <= len(text)), (names, text)
+    return "fewer"
+
+
+FRAGMENTS = (
+    "Hello there", "What is it?", "It depends.", "**bold** words", "a `name` here", "1. first",
+    "- item", "* item", "[link](http://a.b)", "Note:", "(really)", "```py\nx = [1]\n```", "Sure,",
+    "Okay", "Here is how:", "[1]", "| a | b |", "# Title", "안녕하세요", "naïve 🙂", "2**3", "snake_case",
+    "~~~\nplain\n~~~", "Human: no", "AI: no", "the AI said", "<|im_end|>", "_so_", "x\u2028y",
+    "a\x0bb", "`[x]`", "```in line```", "*", "…", '"quoted"', ":)", "{}", "\\[ x \\]",
+)  # fmt: skip
+
+
+def invented(chance: Random) -> Said:
+    """A dialogue of one to four turns whose messages are of all kinds of text."""
+
+    def message() -> str:
+        pieces = [chance.choice(FRAGMENTS) for _ in range(chance.randint(1, 4))]
+        text = "".join(piece + chance.choice([" ", " ", "\n", "\n\n"]) for piece in pieces)
+        return f"{text.strip()} end" if text.strip() in {"*", "…"} else text.strip()
+
+    roles: tuple[Role, Role] = ("user", "assistant")
+    return [(role, message()) for _ in range(chance.randint(1, 4)) for role in roles]
+
+
+def test_what_comes_out_was_said_whatever_one_or_two_disfigurements_do() -> None:
+    for seed in range(500):
+        chance = Random(seed)
+        said = invented(chance)
+        for names in [(), *SINGLES, *chance.sample(PAIRS, 12)]:
+            outcome(said, names, chance)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["other case", "bars", "bold name", "colon", "bold marker", "bold message", "unanswered",
+     "underlined marker", "windows"],
+)  # fmt: skip
+def test_harmless_disfigurements_are_mostly_read(name: str) -> None:
+    outcomes = Counter(outcome(invented(Random(seed)), (name,), Random(seed)) for seed in range(200))
+    assert outcomes["whole"] >= 150, outcomes
+
+
+def plain_dialogues() -> Iterator[Said]:
+    for turns in range(1, 6):
+        yield [
+            ("user" if place % 2 == 0 else "assistant", f"Line {place} is here.\nAnd more.")
+            for place in range(2 * turns)
+        ]
+
+
+@pytest.mark.parametrize("names", [(), *SINGLES], ids=lambda names: names[0] if names else "none")
+def test_ordinary_dialogues_are_read(names: tuple[str, ...]) -> None:
+    never = {"split in two", "markers in code", "no first marker", "introduction"}
+    for said in plain_dialogues():
+        if names in {("cut",), ("cut in a marker",)}:
+            last = Random(0)
+            assert outcome(said, names, last) in {"fewer", "truncated", "too_few_turns", "one_sided"}
+        elif not never & set(names):
+            assert outcome(said, names, Random(0)) == "whole"
+
+
+real = pytest.mark.skipif(
+    "SELFCHAT_SHARED_DATA" not in os.environ,
+    reason="SELFCHAT_SHARED_DATA names no folder of real dialogues",
+)
+
+
+def real_dialogues(folder: Path) -> Iterator[tuple[str, Said]]:
+    """Dialogues of people, and of ChatGPT, by the name of their folder."""
+    rows = json.loads((folder / "dlg_oasst/realistic_seed_data.json").read_text())
+    by_id = {row["task_message_id"]: row for row in rows}
+    for row in rows:
+        thread = [row]
+        while parent := by_id.get(thread[-1]["parent_message_id"]):
+            thread.append(parent)
+        yield "dlg_oasst", [
+            ("user" if said["role"] == "prompter" else "assistant", said["text"])
+            for said in reversed(thread)
+        ]
+    for name in ("alpaca_en_demo.json", "alpaca_cherry_5pct.json"):
+        for row in json.loads((folder / "alpaca_samples" / name).read_text()):
+            asked = f"{row['instruction']}\n{row['input']}".strip()
+            yield "alpaca_samples", [("user", asked), ("assistant", row["output"])]
+    korean = folder / "baize_ko_selfchat/quora_chat_data_ko_1299.json"
+    for row in json.loads(korean.read_text()):
+        pieces = re.split(r"\n\[\|(Human|AI)\|\] ?", row["input"])[1:]
+        yield "baize_ko_selfchat", [
+            ("user" if who == "Human" else "assistant", text)
+            for who, text in zip(pieces[::2], pieces[1::2], strict=True)
+        ]
+    with next((folder / "dlg_human_selfdialogue").glob("*.jsonl")).open() as file:
+        for line in file:
+            yield "dlg_human_selfdialogue", [
+                ("assistant" if place % 2 else "user", text)
+                for place, text in enumerate(json.loads(line)["turns"])
+            ]
+    with (folder / "dlg_hh_rlhf/harmless_base_test.jsonl").open() as file:
+        for line in file:
+            pieces = re.split(r"\n\n(Human|Assistant): ", json.loads(line)["chosen"])[1:]
+            yield "dlg_hh_rlhf", [
+                ("user" if who == "Human" else "assistant", text)
+                for who, text in zip(pieces[::2], pieces[1::2], strict=True)
+            ]
+
+
+def usable(said: Said) -> Said | None:
+    """Its whole turns, if it is a dialogue and no marker is in it."""
+    clean: Said = [(role, text.replace("\r", "").strip()) for role, text in said]
+    clean = clean[: len(clean) - len(clean) % 2]
+    if any(not text or MARKED.search(text) for _, text in clean):
+        return None
+    messages = [Message(role=role, content=text) for role, text in clean]
+    return None if grammar_fault(messages) else clean
+
+
+@real
+def test_real_dialogues_come_out_as_they_were() -> None:
+    many = int(os.environ.get("SELFCHAT_EXAMPLES", "200"))  # of each source
+    taken: Counter[str] = Counter()
+    table: Counter[tuple[str, str]] = Counter()
+    for seed, (source, raw) in enumerate(real_dialogues(Path(os.environ["SELFCHAT_SHARED_DATA"]))):
+        said = usable(raw)
+        if said is None or taken[source] >= many:
+            continue
+        taken[source] += 1
+        chance = Random(seed)
+        for names in [(), *SINGLES, *chance.sample(PAIRS, 8)]:
+            table[" + ".join(names), outcome(said, names, chance)] += 1
+    assert set(taken) == {"dlg_oasst", "alpaca_samples", "baize_ko_selfchat",
+                          "dlg_human_selfdialogue", "dlg_hh_rlhf"}  # fmt: skip
+    plain = {reason: count for (name, reason), count in table.items() if not name}
+    assert plain["whole"] > 0.97 * sum(plain.values()), plain
