@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +87,7 @@ def _progress(quiet: bool) -> Progress:
 def _recipe(
     name: str | None, changes: list[str] | None, flags: dict[str, dict[str, Any]] | None = None
 ) -> Recipe:
-    """The recipe with --set changes and the verb's own flags; a flag that is None changes nothing."""
+    """The recipe with --set changes and the verb's own flags; one that is None changes nothing."""
     from selfchat.recipe import load_recipe
 
     recipe = load_recipe(name, changes or [])
@@ -210,7 +211,7 @@ def stats(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print dialogues, average turns and average words of a reply by source (the paper's table 2)."""
+    """Print the paper's table 2: dialogues, average turns and words of a reply, by source."""
     from selfchat.curate.formats import read_files
     from selfchat.curate.stats import corpus_statistics, table
 
@@ -430,8 +431,17 @@ def _run(
     from selfchat.pipeline import run_recipe
 
     figures = run_recipe(recipe, directory, _progress(quiet))
-    text = f"\nreport: {directory / 'report.html'}\nchat:   selfchat chat {directory}"
+    text = f"\nreport: {directory / 'report.html'}\nchat:   {_command()} chat {directory}"
     _print_result({"run": str(directory), "steps": figures}, as_json, text)
+
+
+def _command() -> str:
+    """How this program was called, so that a printed command can be run as it is."""
+    called = Path(sys.argv[0])
+    found = shutil.which(called.name)
+    if called.name != "selfchat" or (found and Path(found).resolve() == called.resolve()):
+        return "selfchat"
+    return str(called)
 
 
 def _plan_text(steps: Any) -> str:
