@@ -3,8 +3,7 @@
 # make check  lint and types
 
 PYTHON ?= python3
-# The CPU build of torch is pinned in constraints.txt. For a CUDA build, install it first, or run
-# make demo CONSTRAINTS= INDEX="--index-url https://download.pytorch.org/whl/cu130"
+# constraints.txt pins the torch that was tested; CONSTRAINTS= keeps the build you installed into .venv.
 CONSTRAINTS ?= -c constraints.txt
 VENV := .venv
 BIN := $(VENV)/bin

@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from selfchat.calls.journal import Journal
-from selfchat.calls.pacing import ATTEMPTS, Bucket, Sleep, pause
+from selfchat.calls.pacing import ATTEMPTS, FIRST_ATTEMPTS, GIVE_UPS, Bucket, Sleep, pause
 from selfchat.calls.prices import Price
 from selfchat.core.errors import BudgetReached, Interrupted, UsageError
 from selfchat.core.records import Reason, Usage, canonical_json
-from selfchat.models.base import Busy, Model, ModelFailed, Refused, Reply, Request, request_values
+from selfchat.models.base import (
+    Busy,
+    Lost,
+    Model,
+    ModelFailed,
+    Refused,
+    Reply,
+    Request,
+    Unreachable,
+    request_values,
+)
 
 _BYTES_A_TOKEN = 2.5  # low, so that the reserved cost of a prompt is rather too high
 
@@ -67,19 +80,21 @@ class Caller:
         self._prompt_version = prompt_version
         self._sleep = sleep
         self._slots = asyncio.Semaphore(limits.concurrency)
-        self._requests = Bucket(limits.requests_per_minute, sleep)
-        self._tokens = Bucket(limits.tokens_per_minute, sleep)
+        self._requests = Bucket(limits.requests_per_minute, self._rest)
+        self._tokens = Bucket(limits.tokens_per_minute, self._rest)
         self._jitter = random.Random()
-        self._answered_once = False
-        self._stopped = False
+        self._last_answer = -math.inf
+        self._given_up = 0  # calls since the last answer
+        self._stopped = asyncio.Event()
         spent = journal.spent()
         self.ambiguous = spent.ambiguous
         self.spent_tokens, self.spent_dollars = spent.tokens, spent.dollars
         self._held_tokens, self._held_dollars = 0, 0.0
+        self._released = asyncio.Event()
 
     def stop(self) -> None:
         """Let calls under way come back, and make no other."""
-        self._stopped = True
+        self._stopped.set()
 
     def key(self, request: Request) -> str:
         """SHA-256 of everything that the answer depends on; the endpoint's address is not of it."""
@@ -107,57 +122,75 @@ class Caller:
             return Told(reply, key, self._cost(reply), known.seconds, known.finished, fresh=False)
         worst = _worst_case(request)
         async with self._slots:
-            if self._stopped:
-                raise Interrupted("stopped; run the same command again to go on")
+            self._refuse_when_stopped()
             raw, seconds, finished = await self._make(key, request, worst)
         reply = await self._understood(key, raw, worst)
         return Told(reply, key, self._cost(reply), seconds, finished, fresh=True)
 
     async def _make(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
-        dollars = self.price.of(worst) if self.price else 0.0
-        self._reserve(worst.total, dollars)
-        try:
-            for attempt in range(1, ATTEMPTS + 1):
-                await self._requests.take(1)
-                await self._tokens.take(worst.total)
-                await self._journal.intend(
-                    key,
-                    self.model.address,
-                    self.model.provider,
-                    canonical_json(request_values(request)),
-                    worst.total,
-                    dollars,
-                    _now(),
-                )
-                began = time.monotonic()
-                try:
-                    raw = await self.model.send(request)
-                except Busy as busy:
-                    await self._journal.withdraw(key)
-                    await self._wait(attempt, busy)
-                    continue
-                except Exception:
-                    await self._journal.withdraw(key)
-                    raise
-                seconds, finished = time.monotonic() - began, _now()
-                await self._journal.keep(key, raw, seconds, finished)
-                self._answered_once = True
-                return raw, seconds, finished
-        finally:
-            self._held_tokens -= worst.total
-            self._held_dollars -= dollars
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._reserved(worst):
+                    return await self._send(key, request, worst)
+            except Busy as busy:
+                if isinstance(busy, Lost):
+                    self._charge(worst)
+                await self._wait(attempt, busy)
         raise AssertionError("the last attempt waits by raising")
 
+    async def _send(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
+        """Make one attempt; one that cost nothing leaves no trace in the journal."""
+        await self._requests.take(1)
+        await self._tokens.take(worst.total)
+        await self._journal.intend(
+            key,
+            self.model.address,
+            self.model.provider,
+            canonical_json(request_values(request)),
+            worst.total,
+            self._dollars(worst),
+            _now(),
+        )
+        began = time.monotonic()
+        try:
+            raw = await self.model.send(request)
+        except Lost:
+            raise
+        except Exception:
+            await self._journal.withdraw(key)
+            raise
+        seconds, finished = time.monotonic() - began, _now()
+        await self._journal.keep(key, raw, seconds, finished)
+        self._answered_once, self._given_up = True, 0
+        return raw, seconds, finished
+
     async def _wait(self, attempt: int, busy: Busy) -> None:
-        if attempt < ATTEMPTS:
-            await self._sleep(pause(attempt, busy.retry_after, self._jitter))
-        elif self._answered_once:
-            raise Refused(Reason.GAVE_UP, f"after {ATTEMPTS} attempts: {busy}")
-        else:
-            raise ModelFailed(
-                f"{self.model.address} does not answer ({busy}): check the network and --base-url, "
-                "then run the same command again"
-            )
+        down = isinstance(busy, Unreachable) and not self._answered_once
+        if attempt < (FIRST_ATTEMPTS if down else ATTEMPTS):
+            await self._rest(pause(attempt, busy.retry_after, self._jitter))
+            return
+        self._given_up += 1
+        if self._answered_once and self._given_up < GIVE_UPS:
+            raise Refused(Reason.GAVE_UP, f"after {attempt} attempts: {busy}")
+        raise ModelFailed(
+            f"{self.model.address} does not answer ({busy}): check the network and --base-url, "
+            "then run the same command again"
+        )
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep; `stop` ends it."""
+        waits = [
+            asyncio.ensure_future(self._sleep(seconds)),
+            asyncio.ensure_future(self._stopped.wait()),
+        ]
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+        self._refuse_when_stopped()
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise Interrupted("stopped; run the same command again to go on")
 
     async def _understood(self, key: str, raw: str, worst: Usage) -> Reply:
         """Parse an answer that is on disk, and add what it says of itself to the journal.
@@ -176,27 +209,45 @@ class Caller:
 
     def _charge(self, usage: Usage) -> None:
         self.spent_tokens += usage.total
-        self.spent_dollars += self.price.of(usage) if self.price else 0.0
+        self.spent_dollars += self._dollars(usage)
+
+    def _dollars(self, usage: Usage) -> float:
+        return self.price.of(usage) if self.price else 0.0
 
     def _cost(self, reply: Reply) -> float | None:
         return self.price.of(reply.usage) if self.price and reply.usage else None
 
-    def _reserve(self, tokens: int, dollars: float) -> None:
+    async def _reserve(self, worst: Usage, dollars: float) -> None:
+        """Hold what a call may cost at most, waiting for calls under way where that helps."""
+        while fault := self._over(worst.total, dollars):
+            if not self._held_tokens:
+                raise BudgetReached(fault)
+            self._released.clear()
+            await self._released.wait()
+        self._held_tokens += worst.total
+        self._held_dollars += dollars
+
+    def _release(self, worst: Usage, dollars: float) -> None:
+        self._held_tokens -= worst.total
+        self._held_dollars -= dollars
+        self._released.set()
+
+    def _over(self, tokens: int, dollars: float) -> str:
+        """Why another call of that size may not be made now; empty when it may."""
         limits = self._limits
         all_tokens = self.spent_tokens + self._held_tokens + tokens
         all_dollars = self.spent_dollars + self._held_dollars + dollars
         if limits.max_tokens is not None and all_tokens > limits.max_tokens:
-            raise BudgetReached(
+            return (
                 f"stopped before going over --max-tokens {limits.max_tokens} "
                 f"({self.spent_tokens} spent): raise it and run again to go on"
             )
         if limits.max_cost is not None and all_dollars > limits.max_cost:
-            raise BudgetReached(
+            return (
                 f"stopped before going over --max-cost {limits.max_cost} "
                 f"(${self.spent_dollars:.4f} spent): raise it and run again to go on"
             )
-        self._held_tokens += tokens
-        self._held_dollars += dollars
+        return ""
 
 
 def _worst_case(request: Request) -> Usage:

@@ -50,12 +50,12 @@ class Answer(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """What the journal's calls cost, unanswered ones at the most they may have cost."""
+    """What the journal's calls cost, attempts without an answer at the most they may have cost."""
 
     tokens: int
     dollars: float
     answered: int
-    ambiguous: int  # sent, and no answer known: a process was killed meanwhile
+    ambiguous: int  # attempts whose answer was lost: it is not known whether they cost
 
 
 class _Write(NamedTuple):
@@ -99,14 +99,14 @@ class Journal:
         row = self._reader.execute(
             """
             SELECT
-                coalesce(sum(CASE WHEN raw IS NULL THEN reserved_tokens * attempts
-                             ELSE coalesce(prompt_tokens + completion_tokens, reserved_tokens)
-                             END), 0),
-                coalesce(sum(CASE WHEN raw IS NULL THEN reserved_price * attempts
-                             ELSE coalesce(price, reserved_price) END), 0.0),
+                coalesce(sum(lost * reserved_tokens + answered
+                             * coalesce(prompt_tokens + completion_tokens, reserved_tokens)), 0),
+                coalesce(sum(lost * reserved_price
+                             + answered * coalesce(price, reserved_price)), 0.0),
                 count(raw),
-                count(*) - count(raw)
-            FROM calls
+                coalesce(sum(lost), 0)
+            FROM (SELECT *, raw IS NOT NULL AS answered, attempts - (raw IS NOT NULL) AS lost
+                  FROM calls)
             """
         ).fetchone()
         return Spent(*row)
@@ -179,7 +179,7 @@ class Journal:
             for write in writes:
                 self._writer.execute(write.statement, write.values)
             self._writer.execute("COMMIT")
-        except sqlite3.Error as error:
+        except (sqlite3.Error, ValueError, OverflowError) as error:  # or no caller would go on
             fault = SelfchatError(f"{self._path}: cannot write the journal: {error}")
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
