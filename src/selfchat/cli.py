@@ -38,6 +38,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Given = ParamSpec("Given")
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
 
 def main() -> None:
     """The `selfchat` command."""
@@ -59,7 +61,7 @@ def verb(function: Callable[Given, None]) -> Callable[Given, None]:
             sys.stderr.close()
             raise typer.Exit(1) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            if error.errno not in _NO_ROOM:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             _fail(

@@ -7,8 +7,8 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -130,7 +130,7 @@ class Caller:
     async def _make(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with self._reserved(worst):
+                async with self._reserved(worst):
                     return await self._send(key, request, worst)
             except Busy as busy:
                 if isinstance(busy, Lost):
@@ -217,20 +217,24 @@ class Caller:
     def _cost(self, reply: Reply) -> float | None:
         return self.price.of(reply.usage) if self.price and reply.usage else None
 
-    async def _reserve(self, worst: Usage, dollars: float) -> None:
+    @asynccontextmanager
+    async def _reserved(self, worst: Usage) -> AsyncIterator[None]:
         """Hold what a call may cost at most, waiting for calls under way where that helps."""
-        while fault := self._over(worst.total, dollars):
+        tokens, dollars = worst.total, self._dollars(worst)
+        while fault := self._over(tokens, dollars):
             if not self._held_tokens:
                 raise BudgetReached(fault)
             self._released.clear()
             await self._released.wait()
-        self._held_tokens += worst.total
+            self._refuse_when_stopped()
+        self._held_tokens += tokens
         self._held_dollars += dollars
-
-    def _release(self, worst: Usage, dollars: float) -> None:
-        self._held_tokens -= worst.total
-        self._held_dollars -= dollars
-        self._released.set()
+        try:
+            yield
+        finally:
+            self._held_tokens -= tokens
+            self._held_dollars -= dollars
+            self._released.set()
 
     def _over(self, tokens: int, dollars: float) -> str:
         """Why another call of that size may not be made now; empty when it may."""

@@ -100,7 +100,7 @@ class _Turns:
                 return False
             self._told.append(told)
             text = told.reply.text.strip()
-            if text.startswith(_END):
+            if line.role == "user" and _END in text:
                 return False
             fault = _line_fault(text, told.reply.finish == "length", self._messages)
             if fault is None:

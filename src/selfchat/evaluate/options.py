@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfchat.core.options import Options, execution, result
+from selfchat.core.options import Options, result
 
 
 class EvaluateOptions(Options):
@@ -12,4 +12,4 @@ class EvaluateOptions(Options):
     greedy: int = result(64, "most held-out replies that each model decodes greedily", ge=1)
     samples: int = result(200, "sampled replies drawn to count leaked markers", ge=0)
     rng_seed: int = result(0, "seed of the choice of prompts, the sampling and the intervals")
-    batch: int = execution(16, "replies drawn together", ge=1)
+    batch: int = result(16, "replies drawn together; sampled ones depend on it", ge=1)

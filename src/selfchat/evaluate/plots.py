@@ -17,6 +17,7 @@ _INK = "#7c8782"  # a grey that stands out from both papers
 _COLOURS = {"tuned": "#3a9a6b", "base": "#c08a2e", "base_native": "#8b7cc0"}
 _STEP_COLOURS = ("#5b9bb5", "#3a9a6b", "#c08a2e", "#8b7cc0")
 _SMOOTHED_STEPS = 20
+STOPS_GOAL = 0.95
 _TRAITS = (
     ("stopped", "stops by itself"),
     ("leaked_raw", "leaks a marker, before filtering"),
@@ -106,14 +107,16 @@ def health_plot(scores: Sequence[HealthScore]) -> Plot | None:
     for axes, (trait, title) in zip(rows, _TRAITS, strict=True):
         for at, score in enumerate(greedy):
             found = getattr(score.health, trait)
-            axes.barh(at, found.value, height=0.62, color=_COLOURS[score.model])
-            axes.plot([found.low, found.high], [at, at], color=_INK, linewidth=1.6)
+            colour = _COLOURS[score.model]
+            axes.barh(at, found.value, height=0.62, color=colour, alpha=0.55)
+            axes.plot([found.low, found.high], [at, at], "|-", color=colour, linewidth=2)
             axes.text(1.04, at, percent(found.value), va="center", color=_INK, fontsize=10)
         axes.set_yticks(range(len(greedy)), names)
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.6, len(greedy) - 0.4)
         axes.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
         _bars_only(axes)
+    rows[0].axvline(STOPS_GOAL, color=_INK, linewidth=1, linestyle=":")
     words = "; ".join(
         f"{SIDES[score.model]} stops by itself in {percent(score.health.stopped.value)}"
         for score in greedy[::-1]

@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 from selfchat.core.errors import missing_extra
 from selfchat.core.files import write_text
 from selfchat.evaluate import wording
-from selfchat.evaluate.plots import health_plot, loss_plot, rejections_plot
+from selfchat.evaluate.plots import STOPS_GOAL, health_plot, loss_plot, rejections_plot
 from selfchat.evaluate.probes import probes
 from selfchat.evaluate.reading import Findings, read_findings
-from selfchat.evaluate.scores import Answer, HealthScore, LossScore, Said, Scores
-
-STOPS_GOAL = 0.95
+from selfchat.evaluate.scores import Answer, HealthScore, LossScore, Said, Scores, SideName
 
 PAPER_STATISTICS = (  # the paper's table 2
     {"source": "Alpaca", "dialogues": 51_942, "turns": 1.0, "words": 44.2},
@@ -108,15 +106,15 @@ def _base(findings: Findings) -> str:
     return name.rsplit("/", 1)[-1]
 
 
-def _path(findings: Findings) -> list[tuple[str, int]]:
-    """From seeds to what was learned from, as far as the run went."""
+def _path(findings: Findings) -> list[tuple[str, str, int]]:
+    """From seeds to what was learned from, as far as the run went: sign, title, count."""
     stages = (
-        ("seeds", findings.seeds),
-        ("dialogues collected", findings.collected),
-        ("to learn from", findings.trained),
-        ("held out", findings.heldout),
+        ("→", "seeds", findings.seeds),
+        ("→", "dialogues collected", findings.collected),
+        ("→", "to learn from", findings.trained),
+        ("+", "held out", findings.heldout),
     )
-    return [(title, count) for title, count in stages if count is not None]
+    return [(sign, title, count) for sign, title, count in stages if count is not None]
 
 
 def _seconds(findings: Findings) -> list[tuple[str, float, float]]:
@@ -154,7 +152,7 @@ def _stops_card(greedy: Sequence[HealthScore]) -> Card:
     return Card(
         "Stops by itself",
         wording.percent(stopped.value),
-        f"95 % interval {wording.share_interval(stopped)}, n = {stopped.n}",
+        f"95 % interval {wording.share_interval(stopped)}, n\u00a0=\u00a0{stopped.n}",
         "; ".join(
             f"{wording.SIDES[one.model]}: {wording.percent(one.health.stopped.value)}"
             for one in others
@@ -165,10 +163,11 @@ def _stops_card(greedy: Sequence[HealthScore]) -> Card:
 
 def _loss_card(losses: Sequence[LossScore]) -> Card:
     own, *others = losses
+    n = f"n\u00a0=\u00a0{own.per_word.n}\u00a0dialogues"
     return Card(
         "Held-out loss, nats a word",
         f"{own.per_word.value:.2f}",
-        f"95 % interval {wording.interval(own.per_word)}, n = {own.per_word.n} dialogues",
+        f"95 % interval {wording.interval(own.per_word)}, {n}",
         "; ".join(f"{wording.SIDES[one.model]}: {one.per_word.value:.2f}" for one in others),
     )
 
@@ -184,9 +183,9 @@ def _leak_card(sampled: HealthScore) -> Card:
     )
 
 
-def _asked(answers: Sequence[Answer]) -> tuple[list[Asked], list[str]]:
-    """The probes that every model answered, and the models."""
-    models = list(dict.fromkeys(answer.model for answer in answers))
+def _asked(answers: Sequence[Answer]) -> tuple[list[Asked], list[SideName]]:
+    """The probes that every model answered, and the models: the base first, as before and after."""
+    models = sorted({answer.model for answer in answers})
     by_id = {(answer.id, answer.model): answer.messages for answer in answers}
     found = []
     for probe in probes():
@@ -198,4 +197,4 @@ def _asked(answers: Sequence[Answer]) -> tuple[list[Asked], list[str]]:
             for turn, question in enumerate(probe.questions)
         )
         found.append(Asked(probe.table, probe.title, exchanges))
-    return found, [wording.SIDES[model] for model in models]
+    return found, models

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from selfchat.core.errors import missing_extra
 from selfchat.core.records import Record
 
@@ -57,11 +55,14 @@ def _bootstrap(
     statistic: Callable[..., Any], data: Sequence[Sequence[float]], rng_seed: int
 ) -> Estimate:
     """Percentile bootstrap (Efron, 1979) of paired observations, `_RESAMPLES` times."""
+    stats = _scipy()
+    import numpy as np
+
     columns = [np.asarray(column, dtype=float) for column in data]
     value, n = float(statistic(*columns)), len(columns[0])
     if n < 2:
         return Estimate(value=value, low=None, high=None, n=n)
-    found = _scipy().bootstrap(
+    found = stats.bootstrap(
         columns,
         statistic,
         paired=True,

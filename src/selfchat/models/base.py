@@ -43,7 +43,7 @@ class Model(Protocol):
         """Ask, and return the raw answer.
 
         Raises:
-            Busy: worth trying again.
+            Busy: worth trying again; Lost when it may have cost.
             Refused: this request will never be answered.
             SelfchatError: no request will be answered (wrong key, no such model, quota gone).
         """
@@ -62,6 +62,14 @@ class Busy(Exception):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Unreachable(Busy):
+    """No connection was made."""
+
+
+class Lost(Busy):
+    """The request was sent and the answer lost: the call may have cost."""
 
 
 class Refused(Exception):

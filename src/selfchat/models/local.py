@@ -100,7 +100,7 @@ class LocalModel:
             for _ in generate(self.model, prompts, sampling, rng_seed, finished):
                 pass
         return [
-            Drawn(ids, self._shown(ids), finish)
+            Drawn(ids, self._shown(ids, finish), finish)
             for ids, finish in zip(drawn, finishes, strict=True)
         ]
 
@@ -177,9 +177,10 @@ class LocalModel:
         text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=False)
         return text
 
-    def _shown(self, token_ids: Sequence[int]) -> str:
+    def _shown(self, token_ids: Sequence[int], finish: FinishReason) -> str:
         scanner = StopScanner(self.renderer.format.stops)
-        return (scanner.feed(self._text(token_ids)) + scanner.flush(complete=False)).strip()
+        shown = scanner.feed(self._text(token_ids))
+        return (shown + scanner.flush(complete=finish == "stop")).strip()
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=True)

@@ -11,7 +11,16 @@ import aiohttp
 
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Reason, Usage
-from selfchat.models.base import Busy, FinishReason, ModelFailed, Refused, Reply, Request
+from selfchat.models.base import (
+    Busy,
+    FinishReason,
+    Lost,
+    ModelFailed,
+    Refused,
+    Reply,
+    Request,
+    Unreachable,
+)
 from selfchat.models.keys import api_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -20,6 +29,8 @@ _FINISH: dict[str, FinishReason] = {
     "length": "length",
     "content_filter": "content_filter",
 }
+_MOST_TOKENS = 1 << 31  # of one call: more is nonsense
+_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
 class RemoteModel:
@@ -76,14 +87,15 @@ class RemoteModel:
             raise UsageError(f"base URL {self._url!r} is no URL") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             detail = redact(str(error), self._key) or type(error).__name__
-            raise Busy(f"{self._url}: {detail}") from None
+            kind = Unreachable if isinstance(error, _NOT_CONNECTED) else Lost
+            raise kind(f"{self._url}: {detail}") from None
 
     def read(self, raw: str) -> Reply:
         try:
             answer = json.loads(raw)
             choice = answer["choices"][0]
             text = choice["message"]["content"]
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise Refused(Reason.BAD_ANSWER, f"not a chat completion: {raw[:80]!r}") from None
         finish = choice.get("finish_reason")
         if finish == "content_filter":
@@ -91,11 +103,11 @@ class RemoteModel:
         if not isinstance(text, str) or not text.strip():
             raise Refused(Reason.BAD_ANSWER, "an empty answer")
         return Reply(
-            text=text.encode("utf-8", "replace").decode("utf-8"),
+            text=_unicode(text),
             finish=_FINISH.get(str(finish), "stop"),
             usage=_usage(answer.get("usage")),
-            model=str(answer.get("model") or ""),
-            request_id=str(answer.get("id") or ""),
+            model=_unicode(str(answer.get("model") or "")),
+            request_id=_unicode(str(answer.get("id") or "")),
         )
 
     async def close(self) -> None:
@@ -113,16 +125,21 @@ class RemoteModel:
         return self._session
 
 
+def _unicode(text: str) -> str:
+    """`text` with `?` for lone surrogates, which no file can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _usage(value: Any) -> Usage | None:
+    """What the call used; None when the endpoint does not say so in whole numbers."""
     if not isinstance(value, dict):
         return None
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Usage(
-        prompt_tokens=int(value.get("prompt_tokens") or 0),
-        completion_tokens=int(value.get("completion_tokens") or 0),
-        cached_tokens=int(cached or 0),
-    )
+    counts: list[Any] = [value.get("prompt_tokens"), value.get("completion_tokens"), cached or 0]
+    if not all(isinstance(count, int) and 0 <= count < _MOST_TOKENS for count in counts):
+        return None
+    return Usage(prompt_tokens=counts[0], completion_tokens=counts[1], cached_tokens=counts[2])
 
 
 def _failure(status: int, body: str, headers: Any, address: str, url: str) -> Exception:
@@ -136,7 +153,8 @@ def _failure(status: int, body: str, headers: Any, address: str, url: str) -> Ex
         return ModelFailed(f"{address}: the account's quota is used up: {said}")
     if status == 404:
         return ModelFailed(f"{address}: no such model or path at {url}: {said}")
-    if "context_length" in code or "exceed_context" in code:
+    too_long = "context_length" in code or "exceed_context" in code
+    if too_long or (status == 400 and "maximum context length" in said.lower()):
         return Refused(Reason.CONTEXT_FULL, said)
     if "content_filter" in code or "content_policy" in code:
         return Refused(Reason.CONTENT_FILTER, said)
@@ -150,7 +168,7 @@ def _failure(status: int, body: str, headers: Any, address: str, url: str) -> Ex
 def _error_object(body: str) -> dict[str, Any]:
     try:
         error = json.loads(body)["error"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return {}
     return error if isinstance(error, dict) else {"message": error}
 

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import write_json, write_records, write_text
+from selfchat.core.records import Dialogue, Message, Rejection
+from selfchat.evaluate.health import Health
+from selfchat.evaluate.probes import probes
+from selfchat.evaluate.reading import read_findings
+from selfchat.evaluate.report import write_report
+from selfchat.evaluate.scores import (
+    Answer,
+    HealthScore,
+    LossDifference,
+    LossScore,
+    Said,
+    Scores,
+    SideName,
+)
+from selfchat.evaluate.statistics import Estimate, rate
+from selfchat.evaluate.wording import harmless, percent, verdict
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\u202egnp\u0007{{ 7 * 7 }}"
+
+
+class Tags(HTMLParser):
+    """Collects the page's tags and attributes."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+def health(n: int, stopped: int) -> Health:
+    return Health(
+        replies=n,
+        stopped=rate(stopped, n),
+        leaked_raw=rate(0, n),
+        leaked_shown=rate(0, n),
+        repeats=rate(1, n),
+        mean_words=20.0,
+        tokens=10 * n,
+        endings={},
+    )
+
+
+def scores() -> Scores:
+    def estimate(value: float) -> Estimate:
+        return Estimate(value=value, low=value - 0.1, high=value + 0.1, n=5)
+
+    def loss(model: SideName, value: float) -> LossScore:
+        return LossScore(
+            model=model,
+            format="baize",
+            tokens=50,
+            words=40,
+            per_token=estimate(value),
+            per_word=estimate(2 * value),
+        )
+
+    gap = LossDifference(
+        against="base", same_format=True, per_token=estimate(-0.2), per_word=estimate(-0.4)
+    )
+    return Scores(
+        target="run:x",
+        format="baize",
+        dialogues=5,
+        left_out=0,
+        losses=(loss("tuned", 1.0), loss("base", 1.2)),
+        differences=(gap,),
+        health=(
+            HealthScore(model="tuned", decoding="greedy", health=health(64, 63)),
+            HealthScore(model="base", decoding="greedy", health=health(64, 2)),
+            HealthScore(model="tuned", decoding="sampled", health=health(200, 190)),
+        ),
+        max_tokens=200,
+        rng_seed=0,
+        notes=(HOSTILE,),
+    )
+
+
+def answers() -> list[Answer]:
+    found = []
+    models: tuple[SideName, ...] = ("tuned", "base")
+    for model in models:
+        for probe in probes():
+            said = []
+            for question in probe.questions:
+                said.append(Said(role="user", content=question))
+                said.append(Said(role="assistant", content=HOSTILE, finish="length"))
+            found.append(Answer(kind="probe", id=probe.id, model=model, messages=tuple(said)))
+    return found
+
+
+@pytest.fixture
+def full_run(tmp_path: Path) -> Path:
+    run = tmp_path / "run <b>"
+    bad = [Message(role="user", content=HOSTILE), Message(role="assistant", content=HOSTILE)]
+    dialogues = [Dialogue.make(f"s{turns}", bad * turns, "x") for turns in (1, 2, 3)]
+    write_records(run / "corpus" / "train.jsonl", dialogues)
+    rejection = Rejection(
+        id="a", seed_id="s", source="x", step=f"cu$rate$ {HOSTILE}", reason="too_long"
+    )
+    write_records(run / "rejections.jsonl", [rejection])
+    rows = [
+        {"source": name, "dialogues": 3, "turns": 2.0, "words": 4.0} for name in (HOSTILE, "all")
+    ]
+    write_json(run / "corpus" / "statistics.json", rows)
+    log = [
+        {"step": 0, "heldout_loss": 1.2},
+        {"step": 1, "loss": 1.1},
+        {"step": 1, "heldout_loss": 1},
+    ]
+    write_text(run / "adapter" / "log.jsonl", "\n".join(json.dumps(row) for row in log) + '\n{"st')
+    receipt = {"base": f"hf:x/{HOSTILE}", "seconds": 75, "joules": 3600, "energy_method": "rapl"}
+    write_json(run / "adapter" / "receipt.json", receipt)
+    write_json(run / "scores" / "scores.json", scores().model_dump(mode="json"))
+    write_records(run / "scores" / "answers.jsonl", answers())
+    sampling = {"temperature": 1.0, "top_p": 0.95, "max_tokens": 9}
+    write_json(run / "chat.json", {"prompt": HOSTILE, "sampling": sampling})
+    steps = {"tune": {"fingerprint": "x", "seconds": 75.0}}
+    write_json(run / "manifest.json", {"selfchat": "0", "steps": steps})
+    return run
+
+
+def report(run: Path) -> str:
+    out = run / "report.html"
+    write_report(run, out)
+    return out.read_text(encoding="utf-8")
+
+
+def test_hostile_text_is_shown_as_text(full_run: Path) -> None:
+    page = report(full_run)
+    found = Tags(page)
+    assert "script" not in found.tags and "b>" not in found.tags
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert "&lt;script&gt;alert(1)" in page
+    assert "{{ 7 * 7 }}" in page
+    assert "\u202e" not in page and "\u0007" not in page
+
+
+def test_nothing_is_loaded_from_elsewhere(full_run: Path) -> None:
+    page = report(full_run)
+    found = Tags(page)
+    sources = [value for name, value in found.attributes if name in ("src", "href", "srcset")]
+    assert len(sources) == 3  # rejections, loss, health
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert not found.tags & {"link", "iframe", "object", "embed", "form", "base", "svg"}
+    assert "default-src 'none'" in page
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_every_section_is_there(full_run: Path) -> None:
+    page = report(full_run)
+    for title in (
+        "The corpus",
+        "What was turned away",
+        "Learning",
+        "Before and after",
+        "What the loss says",
+        "The paper’s questions",
+        "Receipts",
+        "Before you rely on it",
+    ):
+        assert f"<h2>{title}" in page
+    assert "98.4\u00a0%" in page and "95 % interval" in page
+    assert "1 Wh, measured by RAPL" in page
+    assert "51,942" in page
+    assert page.count("cut off at the limit") == 2 * sum(len(one.questions) for one in probes())
+
+
+def test_equal_runs_give_equal_pages(full_run: Path) -> None:
+    assert report(full_run) == report(full_run)
+
+
+def test_an_empty_run_still_has_a_report(tmp_path: Path) -> None:
+    page = report(tmp_path)
+    assert page.count("<h2>") == 1 and "Before you rely on it" in page
+    assert "<img" not in page
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "adapter/log.jsonl",
+        "adapter/receipt.json",
+        "scores/scores.json",
+        "scores/answers.jsonl",
+        "corpus/train.jsonl",
+        "corpus/statistics.json",
+        "rejections.jsonl",
+        "manifest.json",
+        "chat.json",
+    ],
+)
+def test_a_missing_file_leaves_out_its_section_only(full_run: Path, missing: str) -> None:
+    (full_run / missing).unlink()
+    assert "Before you rely on it" in report(full_run)
+
+
+def test_no_run_directory_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such run directory"):
+        write_report(tmp_path / "none", tmp_path / "report.html")
+
+
+def test_a_torn_log_row_is_an_error_but_at_the_end(tmp_path: Path) -> None:
+    write_text(tmp_path / "adapter" / "log.jsonl", '{"step": 1, "loss": 1}\n{"st')
+    assert read_findings(tmp_path).log == [{"step": 1, "loss": 1}]
+    write_text(tmp_path / "adapter" / "log.jsonl", '{"st\n{"step": 1, "loss": 1}\n')
+    with pytest.raises(UsageError, match=r"log\.jsonl:1"):
+        read_findings(tmp_path)
+
+
+def test_wording() -> None:
+    assert harmless("a\u202eb\x1b[1m\ud800\u2066c\n\té👩‍💻") == "ab[1mc\n\té👩‍💻"
+    assert percent(1.0) == "100\u00a0%" and percent(0.9688) == "96.9\u00a0%"
+    better = Estimate(value=-1, low=-2, high=-0.5, n=9)
+    assert verdict(better) == "the tuned model is better"
+    assert verdict(better.model_copy(update={"high": 0.5})) == "no difference can be told"
