@@ -221,7 +221,7 @@ def stats(
     rows = corpus_statistics(found.dialogues())
     for line in found.complaints():
         typer.echo(line, err=True)
-    _print_result([row.model_dump() for row in rows], as_json, table(rows))
+    _print_result({"statistics": [row.model_dump() for row in rows]}, as_json, table(rows))
 
 
 @verb
@@ -252,8 +252,12 @@ def tune(
     base: Annotated[
         str | None, typer.Option(help="Base model address.  [default: embedded:smollm2-135m]")
     ] = None,
-    corpus: Annotated[Path | None, typer.Option(help="Corpus folder.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the adapter.")] = None,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Corpus folder.  [needed but for --plan]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the adapter.  [needed but for --plan]")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from its checkpoint.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it needs, and stop.")] = False,
     recipe: RecipeFile = None,
@@ -428,7 +432,7 @@ def _run(
         from selfchat.foresight import foresee
 
         steps = foresee(recipe, directory)
-        _print_result([step.model_dump() for step in steps], as_json, _plan_text(steps))
+        _print_result({"steps": [step.model_dump() for step in steps]}, as_json, _plan_text(steps))
         return
     from selfchat.pipeline import run_recipe
 

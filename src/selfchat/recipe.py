@@ -138,7 +138,9 @@ def _apply(change: str, values: dict[str, Any]) -> None:
         raise UsageError(
             f"--set {change!r}: write section.key=value; sections are {', '.join(SECTIONS)}"
         )
-    values.setdefault(section, {})[key] = _value(text.strip())
+    stated = values.setdefault(section, {})
+    if isinstance(stated, dict):  # anything else is a fault that `make_recipe` reports
+        stated[key] = _value(text.strip())
 
 
 def _value(text: str) -> Any:
@@ -165,4 +167,4 @@ def _toml_value(value: Any) -> str:
         return f"{{ {inner} }}"
     if isinstance(value, list):
         return f"[{', '.join(_toml_value(member) for member in value)}]"
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

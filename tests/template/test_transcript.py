@@ -1,4 +1,4 @@
-"""The parser gives back what was said, or says why it cannot, however a transcript is disfigured."""
+"""The parser gives back what was said, or says why not, however a transcript is disfigured."""
 
 from __future__ import annotations
 
@@ -132,7 +132,8 @@ def cut_in_a_marker(script: Script, chance: Random) -> None:
     """Cut within a marker, and the teacher does not say that it was cut."""
 
     def place(script: Script, chance: Random) -> int:
-        index = chance.randrange(1, len(script.parts))
+        lines = [index for index, part in enumerate(script.parts) if index and part.gap != " "]
+        index = chance.choice(lines)
         part = script.parts[index]
         gap = len(part.gap.replace("\n", script.line_end))
         return script.ends[index - 1] + gap + chance.randrange(1, len(part.marker))
@@ -205,10 +206,15 @@ def outcome(said: Said, names: tuple[str, ...], chance: Random) -> str:
 FRAGMENTS = (
     "Hello there", "What is it?", "It depends.", "**bold** words", "a `name` here", "1. first",
     "- item", "* item", "[link](http://a.b)", "Note:", "(really)", "```py\nx = [1]\n```", "Sure,",
-    "Okay", "Here is how:", "[1]", "| a | b |", "# Title", "안녕하세요", "naïve 🙂", "2**3", "snake_case",
-    "~~~\nplain\n~~~", "Human: no", "AI: no", "the AI said", "<|im_end|>", "_so_", "x\u2028y",
-    "a\x0bb", "`[x]`", "```in line```", "*", "…", '"quoted"', ":)", "{}", "\\[ x \\]",
+    "Okay", "Here is how:", "[1]", "| a | b |", "# Title", "안녕하세요", "naïve 🙂", "2**3",
+    "snake_case", "~~~\nplain\n~~~", "Human: no", "AI: no", "the AI said", "<|im_end|>", "_so_",
+    "x\u2028y", "a\x0bb", "`[x]`", "```in line```", "*", "…", '"quoted"', ":)", "{}", "\\[ x \\]",
 )  # fmt: skip
+
+
+def _apart(piece: str, chance: Random) -> str:
+    fenced = "\n" in piece and chance.random() < 0.9
+    return f"\n{piece}\n" if fenced else piece + chance.choice([" ", " ", "\n", "\n\n"])
 
 
 def invented(chance: Random) -> Said:
@@ -216,8 +222,9 @@ def invented(chance: Random) -> Said:
 
     def message() -> str:
         pieces = [chance.choice(FRAGMENTS) for _ in range(chance.randint(1, 4))]
-        text = "".join(piece + chance.choice([" ", " ", "\n", "\n\n"]) for piece in pieces)
-        return f"{text.strip()} end" if text.strip() in {"*", "…"} else text.strip()
+        text = "".join(_apart(piece, chance) for piece in pieces)
+        bullet = text.strip().rpartition("\n")[2] == "*"  # a list that was cut, or a marker
+        return f"{text.strip()} end" if bullet else text.strip()
 
     roles: tuple[Role, Role] = ("user", "assistant")
     return [(role, message()) for _ in range(chance.randint(1, 4)) for role in roles]
@@ -237,7 +244,9 @@ def test_what_comes_out_was_said_whatever_one_or_two_disfigurements_do() -> None
      "underlined marker", "windows"],
 )  # fmt: skip
 def test_harmless_disfigurements_are_mostly_read(name: str) -> None:
-    outcomes = Counter(outcome(invented(Random(seed)), (name,), Random(seed)) for seed in range(200))
+    outcomes = Counter(
+        outcome(invented(Random(seed)), (name,), Random(seed)) for seed in range(200)
+    )
     assert outcomes["whole"] >= 150, outcomes
 
 
@@ -255,7 +264,12 @@ def test_ordinary_dialogues_are_read(names: tuple[str, ...]) -> None:
     for said in plain_dialogues():
         if names in {("cut",), ("cut in a marker",)}:
             last = Random(0)
-            assert outcome(said, names, last) in {"fewer", "truncated", "too_few_turns", "one_sided"}
+            assert outcome(said, names, last) in {
+                "fewer",
+                "truncated",
+                "too_few_turns",
+                "one_sided",
+            }
         elif not never & set(names):
             assert outcome(said, names, Random(0)) == "whole"
 
@@ -269,15 +283,18 @@ real = pytest.mark.skipif(
 def real_dialogues(folder: Path) -> Iterator[tuple[str, Said]]:
     """Dialogues of people, and of ChatGPT, by the name of their folder."""
     rows = json.loads((folder / "dlg_oasst/realistic_seed_data.json").read_text())
-    by_id = {row["task_message_id"]: row for row in rows}
+    by_id = {row["user_message_id"]: row for row in rows}
     for row in rows:
         thread = [row]
         while parent := by_id.get(thread[-1]["parent_message_id"]):
             thread.append(parent)
-        yield "dlg_oasst", [
-            ("user" if said["role"] == "prompter" else "assistant", said["text"])
-            for said in reversed(thread)
-        ]
+        yield (
+            "dlg_oasst",
+            [
+                ("user" if said["role"] == "prompter" else "assistant", said["text"])
+                for said in reversed(thread)
+            ],
+        )
     for name in ("alpaca_en_demo.json", "alpaca_cherry_5pct.json"):
         for row in json.loads((folder / "alpaca_samples" / name).read_text()):
             asked = f"{row['instruction']}\n{row['input']}".strip()
@@ -285,30 +302,40 @@ def real_dialogues(folder: Path) -> Iterator[tuple[str, Said]]:
     korean = folder / "baize_ko_selfchat/quora_chat_data_ko_1299.json"
     for row in json.loads(korean.read_text()):
         pieces = re.split(r"\n\[\|(Human|AI)\|\] ?", row["input"])[1:]
-        yield "baize_ko_selfchat", [
-            ("user" if who == "Human" else "assistant", text)
-            for who, text in zip(pieces[::2], pieces[1::2], strict=True)
-        ]
+        yield (
+            "baize_ko_selfchat",
+            [
+                ("user" if who == "Human" else "assistant", text)
+                for who, text in zip(pieces[::2], pieces[1::2], strict=True)
+            ],
+        )
     with next((folder / "dlg_human_selfdialogue").glob("*.jsonl")).open() as file:
         for line in file:
-            yield "dlg_human_selfdialogue", [
-                ("assistant" if place % 2 else "user", text)
-                for place, text in enumerate(json.loads(line)["turns"])
-            ]
+            yield (
+                "dlg_human_selfdialogue",
+                [
+                    ("assistant" if place % 2 else "user", text)
+                    for place, text in enumerate(json.loads(line)["turns"])
+                ],
+            )
     with (folder / "dlg_hh_rlhf/harmless_base_test.jsonl").open() as file:
         for line in file:
             pieces = re.split(r"\n\n(Human|Assistant): ", json.loads(line)["chosen"])[1:]
-            yield "dlg_hh_rlhf", [
-                ("user" if who == "Human" else "assistant", text)
-                for who, text in zip(pieces[::2], pieces[1::2], strict=True)
-            ]
+            yield (
+                "dlg_hh_rlhf",
+                [
+                    ("user" if who == "Human" else "assistant", text)
+                    for who, text in zip(pieces[::2], pieces[1::2], strict=True)
+                ],
+            )
 
 
 def usable(said: Said) -> Said | None:
     """Its whole turns, if it is a dialogue and no marker is in it."""
     clean: Said = [(role, text.replace("\r", "").strip()) for role, text in said]
     clean = clean[: len(clean) - len(clean) % 2]
-    if any(not text or MARKED.search(text) for _, text in clean):
+    begun = any(text.rpartition("\n")[2] == "[" for _, text in clean)  # cut, or a marker
+    if begun or any(not text or MARKED.search(text) for _, text in clean):
         return None
     messages = [Message(role=role, content=text) for role, text in clean]
     return None if grammar_fault(messages) else clean
@@ -331,3 +358,76 @@ def test_real_dialogues_come_out_as_they_were() -> None:
                           "dlg_human_selfdialogue", "dlg_hh_rlhf"}  # fmt: skip
     plain = {reason: count for (name, reason), count in table.items() if not name}
     assert plain["whole"] > 0.97 * sum(plain.values()), plain
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(
+        st.one_of(
+            st.sampled_from(
+                ["[Human]", "[AI]", "**", "[|ai|]", "[human", "\n", "```", "`", " ", "_", "x", ":"]
+            ),
+            st.text(max_size=3),
+        )
+    ).map("".join),
+    cut=st.booleans(),
+)
+def test_any_text_is_a_dialogue_or_unreadable(text: str, cut: bool) -> None:
+    try:
+        messages = parse_transcript(text, cut)
+    except Unreadable as fault:
+        assert isinstance(fault.reason, Reason)
+    else:
+        assert grammar_fault(messages) is None
+        assert not any(MARKED.search(message.content) for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "detail"),
+    [
+        ("Hello there.", "unparsable", "no marker"),
+        ("", "unparsable", "no marker"),
+        ("[AI] Hi!\n[Human] Hello\n[AI] Yes?", "unparsable", "begins with the AI"),
+        ("Sure, here it is:\n[AI] Hi!", "unparsable", "the first marker is missing"),
+        ("You know\n[Human] Hi\n[AI] Hello", "unparsable", "text before the first marker"),
+        ("[Human] Hi\n[Human] Hello", "unparsable", "two messages by the user in a row"),
+        ("[Human] a\n[AI] ```\n[Human] b\n```", "unparsable", "a marker within a code block"),
+        ("**[Human] Hi\n[AI] Hello", "unparsable", "emphasis that is not closed"),
+        ("[Human] Hi\n[AI] Say [AI] to me", "marker_leak", "a marker within a message"),
+        ("[Human] Hi\n[AI] See\n[Human](http://a.b)", "marker_leak", "a marker within a message"),
+        ("[Human]\n[AI] Hello", "empty_turn", "the user says nothing"),
+        ("[Human] Hi\n[AI]", "empty_turn", "the assistant says nothing"),
+        ("[Human] Hi", "one_sided", "only the user speaks"),
+        ("[Human] Hi\n[AI] Hello\n[Hum", "truncated", "cut before the first reply was over"),
+        ("[Human] Hi\n[A", "one_sided", "only the user speaks"),
+    ],
+)
+def test_what_cannot_be_read_says_why(text: str, reason: str, detail: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        parse_transcript(text)
+    assert (caught.value.reason, caught.value.detail[: len(detail)]) == (reason, detail)
+
+
+def test_a_cut_first_reply_is_truncated() -> None:
+    with pytest.raises(Unreadable) as caught:
+        parse_transcript("[Human] Hi\n[AI] Hel", cut=True)
+    assert caught.value.reason is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize(
+    ("bold", "begun"),
+    [("", "["), ("", "[h"), ("", "[Huma"), ("**", "*"), ("**", "**"), ("**", "**[Hu"),
+     ("**", "**[Human"), ("**", "**[AI")],
+)  # fmt: skip
+def test_a_marker_that_was_only_begun_leaves_out_the_turn_before(bold: str, begun: str) -> None:
+    lines = [f"{bold}[{name}]{bold} {text}" for name, text in
+             (("Human", "Hi"), ("AI", "Hello"), ("Human", "So?"), ("AI", "So."))]  # fmt: skip
+    text = "\n".join([*lines, begun])
+    assert [message.content for message in parse_transcript(text)] == ["Hi", "Hello"]
+
+
+def test_the_paper_template_is_read_with_its_greeting() -> None:
+    text = "[Human] Hello!\n[AI] Hi! How can I help you?\n[Human] Bye.\n[AI] Bye!\n[Human] "
+    assert [message.content for message in parse_transcript(text)] == [
+        "Hello!", "Hi! How can I help you?", "Bye.", "Bye!"
+    ]  # fmt: skip

@@ -95,7 +95,9 @@ def test_micro_batches_hold_every_example_once_and_keep_to_the_budget(
 ) -> None:
     examples = examples_of(tiny_base, 9)
     groups = micro_batches(examples, budget)
-    assert sorted(repr(example) for group in groups for example in group) == sorted(map(repr, examples))
+    assert sorted(repr(example) for group in groups for example in group) == sorted(
+        map(repr, examples)
+    )
     for group in groups:
         width = max(len(example.token_ids) for example in group)
         assert len(group) == 1 or width * len(group) <= budget

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from selfchat.calls.journal import Journal
-from selfchat.calls.pacing import ATTEMPTS, FIRST_ATTEMPTS, GIVE_UPS, Bucket, Sleep, pause
+from selfchat.calls.pacing import ATTEMPTS, FIRST_ATTEMPTS, Bucket, Sleep, pause
 from selfchat.calls.prices import Price
 from selfchat.core.errors import BudgetReached, Interrupted, UsageError
 from selfchat.core.records import Reason, Usage, canonical_json
@@ -84,7 +84,6 @@ class Caller:
         self._tokens = Bucket(limits.tokens_per_minute, self._rest)
         self._jitter = random.Random()
         self._last_answer = -math.inf
-        self._given_up = 0  # calls since the last answer
         self._stopped = asyncio.Event()
         spent = journal.spent()
         self.ambiguous = spent.ambiguous
@@ -128,6 +127,7 @@ class Caller:
         return Told(reply, key, self._cost(reply), seconds, finished, fresh=True)
 
     async def _make(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
+        began = time.monotonic()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with self._reserved(worst):
@@ -135,7 +135,7 @@ class Caller:
             except Busy as busy:
                 if isinstance(busy, Lost):
                     self._charge(worst)
-                await self._wait(attempt, busy)
+                await self._wait(attempt, busy, began)
         raise AssertionError("the last attempt waits by raising")
 
     async def _send(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
@@ -161,16 +161,16 @@ class Caller:
             raise
         seconds, finished = time.monotonic() - began, _now()
         await self._journal.keep(key, raw, seconds, finished)
-        self._answered_once, self._given_up = True, 0
+        self._last_answer = time.monotonic()
         return raw, seconds, finished
 
-    async def _wait(self, attempt: int, busy: Busy) -> None:
-        down = isinstance(busy, Unreachable) and not self._answered_once
-        if attempt < (FIRST_ATTEMPTS if down else ATTEMPTS):
+    async def _wait(self, attempt: int, busy: Busy, began: float) -> None:
+        """Pause before another attempt, or give up: alone where other calls were answered since."""
+        never_there = isinstance(busy, Unreachable) and self._last_answer == -math.inf
+        if attempt < (FIRST_ATTEMPTS if never_there else ATTEMPTS):
             await self._rest(pause(attempt, busy.retry_after, self._jitter))
             return
-        self._given_up += 1
-        if self._answered_once and self._given_up < GIVE_UPS:
+        if self._last_answer > began:
             raise Refused(Reason.GAVE_UP, f"after {attempt} attempts: {busy}")
         raise ModelFailed(
             f"{self.model.address} does not answer ({busy}): check the network and --base-url, "

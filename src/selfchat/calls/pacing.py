@@ -11,7 +11,6 @@ Sleep = Callable[[float], Awaitable[None]]
 
 ATTEMPTS = 6
 FIRST_ATTEMPTS = 3  # to connect, while the endpoint has never answered
-GIVE_UPS = 8  # calls given up in a row, after which the endpoint is taken to be down
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 60.0
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from selfchat import __version__
 from selfchat.core.errors import SelfchatError, UsageError
@@ -63,11 +63,11 @@ class Manifest:
         self._directory = directory
         self._path = directory / "manifest.json"
         stored = read_json(self._path) if self._path.exists() else {}
-        if not isinstance(stored, dict) or not isinstance(stored.get("steps", {}), dict):
-            raise UsageError(f"{self._path}: not a manifest; remove it to start over")
-        self.steps = {
-            name: StepRecord.model_validate(step) for name, step in stored.get("steps", {}).items()
-        }
+        try:
+            steps = stored.get("steps", {}).items()
+            self.steps = {name: StepRecord.model_validate(step) for name, step in steps}
+        except (AttributeError, ValidationError):
+            raise UsageError(f"{self._path}: not a manifest; remove it to start over") from None
 
     def is_fresh(self, name: str, fingerprint: str) -> bool:
         """Whether the step was made from the same things and its files are as it left them."""

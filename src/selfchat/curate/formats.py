@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from selfchat.core.hub import HubAddress, parquet_paths
 from selfchat.core.progress import Progress
 from selfchat.core.records import Dialogue, Message, Reason, Rejection, Role, stable_id
 from selfchat.core.rows import Row, read_rows
+from selfchat.template.markers import HUMAN
 from selfchat.template.transcript import Unreadable, parse_transcript
 
 _ROLES: dict[str, Role] = {
@@ -60,15 +62,14 @@ def read_dialogues(path: Path, source: str = "") -> Iterator[Dialogue | Rejectio
             yield _own(row, source)
             continue
         kind = _recognise(row)
-        subject = row.columns.get(kind.topic)
-        seed_id = stable_id(str(subject)) if subject else ""
         try:
             messages = kind.messages(row.columns)
-            seed_id = seed_id or stable_id(messages[0].content)
+            asked = [message.content for message in messages if message.role == "user"]
+            seed_id = stable_id(str(row.columns.get(kind.topic) or asked[0]))
             yield Dialogue.make(seed_id, messages, name)
         except Unreadable as fault:
             yield _rejection(row, name, fault.reason, fault.detail)
-        except (ValidationError, LookupError, TypeError, AttributeError) as fault:
+        except (ValueError, LookupError, TypeError, AttributeError) as fault:
             yield _rejection(row, name, Reason.UNPARSABLE, _first_line(fault))
 
 
@@ -120,10 +121,8 @@ def _recognise(row: Row) -> Format:
         if kind.keys <= row.columns.keys():
             return kind
     known = "; ".join(f"{kind.name} ({', '.join(sorted(kind.keys))})" for kind in _FORMATS)
-    raise UsageError(
-        f"{row.where}: no dialogue: it has the keys {', '.join(map(str, row.columns))}; "
-        f"known are {known}"
-    )
+    keys = reprlib.repr(list(row.columns))
+    raise UsageError(f"{row.where}: no dialogue: it has the keys {keys}; known are {known}")
 
 
 def _rejection(row: Row, source: str, reason: Reason, detail: str) -> Rejection:
@@ -156,7 +155,8 @@ def _from_sharegpt(columns: dict[str, Any]) -> list[Message]:
 
 
 def _from_baize(columns: dict[str, Any]) -> list[Message]:
-    return list(parse_transcript(str(columns["input"])))
+    text = str(columns["input"])
+    return list(parse_transcript(text[max(text.find(HUMAN), 0) :]))  # without the preamble
 
 
 def _from_alpaca(columns: dict[str, Any]) -> list[Message]:

@@ -48,7 +48,7 @@ def corpus_statistics(dialogues: Iterable[Dialogue]) -> list[SourceStatistics]:
 
 def table(rows: Sequence[SourceStatistics]) -> str:
     """The rows for people to read."""
-    width = max((len(row.source) for row in rows), default=6)
+    width = max([len("source"), *(len(row.source) for row in rows)])
     lines = [f"{'source':<{width}}  dialogues  avg. turns  avg. words of a reply"]
     lines += [
         f"{row.source:<{width}}  {row.dialogues:>9,}  {row.turns:>10.1f}  {row.words:>21.1f}"

@@ -60,6 +60,8 @@ def curate(
         )
     held = _held_out({dialogue.seed_id for dialogue, _ in kept}, options)
     train = _weighted([pair for pair in kept if pair[0].seed_id not in held], options.rng_seed)
+    if not train:
+        raise UsageError("the weights of the mix leave nothing to train on")
     heldout = [dialogue for dialogue, _ in kept if dialogue.seed_id in held]
     statistics = corpus_statistics([*train, *heldout])
     write_records(out / TRAIN, train)

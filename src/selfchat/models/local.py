@@ -118,8 +118,7 @@ class LocalModel:
         White space at either end of the reply is left out.
         """
         scanner = StopScanner([*self.renderer.format.stops, *stops])
-        decoder = DecodeStream(skip_special_tokens=True)
-        fast = self.renderer.tokenizer.backend_tokenizer
+        decoder = self._decoder()
         prompt = self.renderer.prompt_ids(messages)
         finish: FinishReason = "length"
         count = 0
@@ -135,7 +134,7 @@ class LocalModel:
                 if token in self.renderer.end_ids:
                     finish = "stop"
                     break
-                if text := trimmed.feed(scanner.feed(decoder.step(fast, token) or "")):
+                if text := trimmed.feed(scanner.feed(decoder(token))):
                     yield text
                 if scanner.stopped:
                     finish = "stop"
@@ -178,9 +177,16 @@ class LocalModel:
         return text
 
     def _shown(self, token_ids: Sequence[int], finish: FinishReason) -> str:
-        scanner = StopScanner(self.renderer.format.stops)
-        shown = scanner.feed(self._text(token_ids))
+        """The text as `stream` gives it: half a character at its end is left out."""
+        scanner, decoder = StopScanner(self.renderer.format.stops), self._decoder()
+        shown = "".join(scanner.feed(decoder(token)) for token in token_ids)
         return (shown + scanner.flush(complete=finish == "stop")).strip()
+
+    def _decoder(self) -> Callable[[int], str]:
+        """Gives the text that each next token completes."""
+        stream = DecodeStream(skip_special_tokens=True)
+        fast = self.renderer.tokenizer.backend_tokenizer
+        return lambda token: stream.step(fast, token) or ""
 
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=True)

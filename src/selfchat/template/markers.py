@@ -42,15 +42,21 @@ def neutralise_specials(text: str, specials: Iterable[str]) -> str:
     """Break every special token's text by a space after its first character.
 
     Removing one may form another, so this goes on until none is left; it ends because every round
-    only adds spaces between characters that were neighbours.
+    only adds spaces between characters that were neighbours. What a space does not break, such as a
+    single character or a run of spaces, is left as it is.
     """
-    special = "|".join(re.escape(token) for token in sorted(specials, key=len, reverse=True))
+    breakable = [token for token in specials if token not in _broken(token)]
+    special = "|".join(re.escape(token) for token in sorted(breakable, key=len, reverse=True))
     if not special:
         return text
     pattern = re.compile(special)
     while pattern.search(text):
-        text = pattern.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+        text = pattern.sub(lambda match: _broken(match[0]), text)
     return text
+
+
+def _broken(token: str) -> str:
+    return f"{token[:1]} {token[1:]}"
 
 
 class StopScanner:
@@ -70,14 +76,13 @@ class StopScanner:
         if self.stopped:
             return ""
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
+        decided = len(self._held) - max(self._undecided(), default=0)
+        first = self._first_stop(self._held)
+        if first is not None and first <= decided:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[:first], ""
             return shown
-        keep = max(self._undecided(), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
+        shown, self._held = self._held[:decided], self._held[decided:]
         return shown
 
     def flush(self, complete: bool) -> str:
@@ -87,7 +92,15 @@ class StopScanner:
         one, unless it is a single character.
         """
         held, self._held = self._held, ""
-        return held if complete or len(held) < 2 else ""
+        if not complete and len(held) >= 2:
+            return ""
+        first = self._first_stop(held)  # one within what might have become a longer one
+        self.stopped = self.stopped or first is not None
+        return held[:first]
+
+    def _first_stop(self, text: str) -> int | None:
+        found = (at for stop in self._stops if (at := text.find(stop)) >= 0)
+        return min(found, default=None)
 
     def _undecided(self) -> Iterator[int]:
         for stop in self._stops:

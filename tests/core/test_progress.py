@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from selfchat.core.progress import Live, Plain, Quiet, clock, printable, show_progress, time_left
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_output_decides_the_kind_of_progress() -> None:
+    assert isinstance(show_progress(stream=io.StringIO()), Plain)
+    assert isinstance(show_progress(stream=Terminal()), Live)
+    assert isinstance(show_progress(quiet=True, stream=Terminal()), Quiet)
+
+
+def test_a_plain_bar_says_its_end_and_last_note() -> None:
+    out = io.StringIO()
+    with Plain(out).bar("curate", total=3) as bar:
+        bar.advance(note="1 kept")
+        bar.advance(2)
+    assert out.getvalue() == "curate: 3/3 · 1 kept · took 0:00\n"
+
+
+def test_a_plain_bar_speaks_now_and_then() -> None:
+    out = io.StringIO()
+    with Plain(out, every=0).bar("tune", total=4, done=2) as bar:
+        bar.advance()
+    assert out.getvalue().splitlines()[0] == "tune: 3/4 · 0:00 left"
+
+
+@pytest.mark.parametrize("progress", [Plain(io.StringIO()), Quiet(), Live(Terminal())])
+def test_every_kind_takes_untrusted_text(progress: Plain | Quiet | Live) -> None:
+    progress.say("[red]\x1b[31m")
+    with progress.bar("collect", total=1) as bar:
+        bar.advance(note="[/]\x1b]0;title\x07")
+
+
+def test_a_live_bar_leaves_no_control_code_of_the_text() -> None:
+    out = Terminal()
+    with Live(out).bar("collect", total=1) as bar:
+        bar.advance(note="a\x1b]0;title\x07b")
+    assert "]0;title" in out.getvalue()
+    assert "\x1b]0;" not in out.getvalue()
+    assert "\x07" not in out.getvalue()
+
+
+@given(text=st.text())
+def test_printable_text_has_no_control_or_direction_code(text: str) -> None:
+    shown = printable(text)
+    assert not set(shown) & {chr(code) for code in (*range(9), *range(11, 32), *range(127, 160))}
+    assert not set(shown) & set(
+        "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f"
+    )
+    assert printable(shown) == shown
+
+
+def test_ordinary_text_is_printable() -> None:
+    text = "Ünï\u00a0코드 👩\u200d🔬\n\ttab"
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "?"), (0, "0:00"), (75, "1:15"), (59.6, "1:00"), (3723, "1:02:03")]
+)
+def test_the_clock(seconds: float | None, text: str) -> None:
+    assert clock(seconds) == text
+
+
+def test_the_time_left_follows_the_rate() -> None:
+    assert time_left(2, 6, 10) == 30
+    assert time_left(2, -1, 10) == 0
+    assert time_left(0, 6, 10) is None

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selfchat.core.errors import UsageError
+from selfchat.core.files import read_json, read_records, write_records
+from selfchat.core.progress import Quiet
+from selfchat.core.records import Dialogue, Message, Rejection
+from selfchat.curate.options import CurateOptions, Mix
+from selfchat.curate.step import Curated, curate
+
+
+def dialogue(seed: str, *turns: tuple[str, str], source: str = "self-chat") -> Dialogue:
+    messages = [
+        Message(role="user" if place == 0 else "assistant", content=text)
+        for turn in turns
+        for place, text in enumerate(turn)
+    ]
+    return Dialogue.make(seed, messages, source)
+
+
+def simple(count: int, source: str = "self-chat") -> list[Dialogue]:
+    """Dialogues of `count` seeds, two of each."""
+    return [
+        dialogue(f"{source}{seed}", (f"{source} {seed}.{copy}?", "Yes."), source=source)
+        for seed in range(count)
+        for copy in range(2)
+    ]
+
+
+class Corpus:
+    """What `curate` made of some dialogues."""
+
+    def __init__(self, folder: Path, dialogues: list[Dialogue], **options: Any) -> None:
+        write_records(folder / "dialogues.jsonl", dialogues)
+        self.folder = folder / "corpus"
+        self.figures: Curated = curate(
+            CurateOptions(**options), [folder / "dialogues.jsonl"], self.folder, Quiet()
+        )
+        self.train = list(read_records(self.folder / "train.jsonl", Dialogue))
+        self.heldout = list(read_records(self.folder / "heldout.jsonl", Dialogue))
+        self.rejections = list(read_records(self.folder / "rejections.jsonl", Rejection))
+
+
+def test_every_dialogue_is_on_one_side_and_no_seed_on_both(tmp_path: Path) -> None:
+    dialogues = simple(20)
+    made = Corpus(tmp_path, dialogues, heldout=0.2)
+    assert Counter(one.id for one in made.train + made.heldout) == Counter(
+        one.id for one in dialogues
+    )
+    held = {one.seed_id for one in made.heldout}
+    assert len(held) == 4
+    assert not held & {one.seed_id for one in made.train}
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [({"heldout": 0.001}, 1), ({"heldout": 0.999}, 19), ({"heldout": 0.5, "heldout_most": 3}, 3)],
+)
+def test_the_held_out_share_has_limits(tmp_path: Path, options: dict[str, Any], held: int) -> None:
+    made = Corpus(tmp_path, simple(20), **options)
+    assert len({one.seed_id for one in made.heldout}) == held
+
+
+def test_the_split_follows_its_seed_and_not_the_order(tmp_path: Path) -> None:
+    def held(name: str, dialogues: list[Dialogue], rng_seed: int) -> set[str]:
+        made = Corpus(tmp_path / name, dialogues, heldout=0.25, rng_seed=rng_seed)
+        return {one.id for one in made.heldout}
+
+    first = held("a", simple(20), 0)
+    assert held("b", simple(20)[::-1], 0) == first
+    assert held("c", simple(20), 1) != first
+
+
+def test_faulty_dialogues_are_rejected_with_reasons(tmp_path: Path) -> None:
+    faulty = {
+        "too_few_turns": dialogue("a", ("One?", "Yes.")),
+        "marker_leak": dialogue("b", ("One?", "Yes. [|Human|] So?"), ("Two?", "No.")),
+        "repeated_turn": dialogue("c", ("One?", "Yes, it is."), ("Two?", "yes, it  IS.")),
+    }
+    good = [dialogue(f"g{n}", (f"One {n}?", "Yes."), ("Two?", "No.")) for n in range(3)]
+    again = good[0].model_copy(update={"id": "another", "seed_id": "g2"})
+    made = Corpus(tmp_path, [*good, *faulty.values(), again], min_turns=2)
+    found = {str(rejection.reason): rejection.id for rejection in made.rejections}
+    assert found == {reason: one.id for reason, one in faulty.items()} | {"duplicate": "another"}
+    assert {rejection.step for rejection in made.rejections} == {"curate"}
+    assert made.figures.rejected == dict.fromkeys(sorted(found), 1)
+    assert (made.figures.read, made.figures.train + made.figures.heldout) == (7, 3)
+
+
+def mixed(folder: Path, count: int = 20, **values: Any) -> dict[str, Any]:
+    write_records(folder / "other.jsonl", simple(count, "other"))
+    return {"mix": (Mix(path=str(folder / "other.jsonl"), source="mixed", **values),)}
+
+
+def test_a_mixed_source_has_its_name_and_its_limit(tmp_path: Path) -> None:
+    made = Corpus(tmp_path, simple(5), heldout=0.2, **mixed(tmp_path, limit=6))
+    assert Counter(one.source for one in made.train + made.heldout) == {"self-chat": 10, "mixed": 6}
+    assert made.figures.rejected == {"not_sampled": 34}
+    assert [(row.source, row.dialogues) for row in made.figures.statistics] == [
+        ("self-chat", 10), ("mixed", 6), ("all", 16)
+    ]  # fmt: skip
+    rows = read_json(made.folder / "statistics.json")
+    assert rows == [row.model_dump() for row in made.figures.statistics]
+
+
+def test_a_duplicate_does_not_count_towards_the_limit(tmp_path: Path) -> None:
+    options = mixed(tmp_path, limit=6)
+    made = Corpus(tmp_path, simple(2, "other"), heldout=0.2, **options)
+    assert made.figures.rejected == {"duplicate": 4, "not_sampled": 30}
+
+
+@pytest.mark.parametrize(
+    ("weight", "fewest", "most"), [(1.0, 1, 1), (2.0, 2, 2), (2.5, 2, 3), (0.5, 0, 1)]
+)
+def test_weights_repeat_training_dialogues_only(
+    tmp_path: Path, weight: float, fewest: int, most: int
+) -> None:
+    made = Corpus(tmp_path, simple(4), heldout=0.3, **mixed(tmp_path, 50, weight=weight))
+    held = {one.id for one in made.heldout}
+    counts = Counter(one.id for one in made.train)
+    times = [counts[one.id] for one in simple(50, "other") if one.id not in held]
+    assert {min(times), max(times)} == {fewest, most}
+    assert abs(sum(times) / len(times) - weight) <= 0.2
+    assert max(Counter(one.id for one in made.heldout).values()) == 1
+    assert {counts[one.id] for one in simple(4) if one.id not in held} == {1}
+
+
+def test_the_same_inputs_make_the_same_bytes(tmp_path: Path) -> None:
+    made = [
+        Corpus(tmp_path / name, simple(6), heldout=0.3, **mixed(tmp_path, weight=0.5))
+        for name in ("a", "b")
+    ]
+    for name in ("train.jsonl", "heldout.jsonl", "rejections.jsonl", "statistics.json"):
+        assert (made[0].folder / name).read_bytes() == (made[1].folder / name).read_bytes()
+
+
+def test_dialogues_of_one_seed_are_too_few(tmp_path: Path) -> None:
+    short = dialogue("b", ("One?", "Yes. [|AI|]"))
+    with pytest.raises(UsageError) as caught:
+        Corpus(tmp_path, [*simple(1), short])
+    assert str(caught.value) == (
+        "2 dialogues left of 3: a corpus needs those of two seeds, one to train on and one to "
+        "hold out (1 marker_leak)"
+    )
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_weights_that_leave_nothing_to_train_on_are_refused(tmp_path: Path) -> None:
+    options = mixed(tmp_path, 2, weight=1e-9)
+    write_records(tmp_path / "none.jsonl", [])
+    with pytest.raises(UsageError, match="leave nothing to train on"):
+        curate(CurateOptions(**options), [tmp_path / "none.jsonl"], tmp_path / "corpus", Quiet())
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_a_missing_input_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        curate(CurateOptions(), [tmp_path / "none.jsonl"], tmp_path / "corpus", Quiet())

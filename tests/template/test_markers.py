@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from selfchat.template.markers import (
+    AI,
+    HUMAN,
+    StopScanner,
+    Trimmer,
+    has_marker,
+    neutralise_markers,
+    neutralise_specials,
+)
+
+DISGUISED = (
+    "[|Human|]", "[|AI|]", "[ | human | ]", "[|HUMAN|]", "[|H u m a n|]", "[|\u200bAI|]",
+    "［｜Human｜］", "[|Ｈｕｍａｎ|]",
+    "【│ＡＩ│】", "[¦ai¦]", "[|\nAI\n|]", "[|A\u00adI|]", "[❘AI❘]", "[ǀAIǀ]",
+)  # fmt: skip
+HARMLESS = ("[Human]", "[AI]", "|AI|", "Human", "[|HumanAI|]", "[|Air|]", "[||]", "[1|AI|2]")
+
+texts = st.lists(
+    st.one_of(
+        st.sampled_from([*DISGUISED, *HARMLESS, *"[]|［］｜ aihumnAIHUMN\u200b\n"]), st.text()
+    )
+).map("".join)
+
+
+@pytest.mark.parametrize("marker", DISGUISED)
+def test_a_disguised_marker_becomes_a_word(marker: str) -> None:
+    assert has_marker(f"a{marker}b")
+    assert neutralise_markers(f"a{marker}b") in {"a(Human)b", "a(AI)b"}
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_no_marker_stays(text: str) -> None:
+    assert not has_marker(text)
+    assert neutralise_markers(text) == text
+
+
+@given(text=texts)
+@example("[|[|AI|]|]")
+@example("[|A[|AI|]I|]")
+def test_after_neutralising_no_marker_is_left_and_nothing_more_changes(text: str) -> None:
+    harmless = neutralise_markers(text)
+    assert not has_marker(harmless)
+    assert neutralise_markers(harmless) == harmless
+
+
+SPECIALS = (
+    "<|im_end|>",
+    "</s>",
+    "<s>",
+    "[INST]",
+    "< |x",
+    "<<",
+    "  ",
+    "    ",
+    "\n",
+    "> ",
+    " <",
+    "a",
+)
+
+
+@given(
+    text=st.lists(st.one_of(st.sampled_from([*SPECIALS, *"<|>/s im_end"]), st.text())).map("".join),
+    specials=st.frozensets(st.sampled_from(SPECIALS)),
+)
+@example("<<<<|im_end|>>", frozenset({"<|im_end|>", "<<"}))
+def test_no_special_token_that_a_space_breaks_is_left(text: str, specials: frozenset[str]) -> None:
+    harmless = neutralise_specials(text, specials)
+    breakable = specials - {"  ", "    ", "\n", "> ", " <", "a"}
+    assert not [token for token in breakable if token in harmless]
+    assert harmless.replace(" ", "") == text.replace(" ", "")
+    assert neutralise_specials(harmless, specials) == harmless
+
+
+def test_text_without_special_tokens_stays() -> None:
+    assert neutralise_specials("a  <b> c\n", SPECIALS[:4]) == "a  <b> c\n"
+    assert neutralise_specials("<s>", ()) == "<s>"
+
+
+def pieces(text: str, chance: Random) -> list[str]:
+    """The text in chunks of any length, empty ones among them."""
+    cuts = sorted(chance.choices(range(len(text) + 1), k=chance.randint(0, len(text) + 2)))
+    starts, ends = [0, *cuts], [*cuts, len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+stop_lists = st.lists(
+    st.one_of(st.sampled_from([HUMAN, AI]), st.text("ab[|", min_size=1, max_size=4)), max_size=3
+)
+streams = st.lists(st.one_of(st.sampled_from([HUMAN, AI, "[|", "[|Hum"]), st.text("ab[| "))).map(
+    "".join
+)
+
+
+def up_to_first_stop(text: str, stops: list[str]) -> str:
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+@settings(max_examples=300)
+@given(text=streams, stops=stop_lists, chance=st.randoms(use_true_random=False))
+def test_a_stream_is_shown_up_to_the_first_stop(
+    text: str, stops: list[str], chance: Random
+) -> None:
+    scanner, shown = StopScanner(stops), ""
+    expected = up_to_first_stop(text, stops)
+    for piece in pieces(text, chance):
+        shown += scanner.feed(piece)
+        assert expected.startswith(shown)  # so no part of a stop string was ever shown
+    assert shown + scanner.flush(complete=True) == expected
+    assert scanner.stopped == any(stop in text for stop in stops)
+
+
+def test_the_beginning_of_a_stop_is_held_back_and_given_at_the_end() -> None:
+    scanner = StopScanner([HUMAN])
+    assert scanner.feed("Hi [|Hum") == "Hi "
+    assert scanner.feed("us") == "[|Humus"
+    assert scanner.feed(" [|") == " "
+    assert scanner.flush(complete=True) == "[|"
+
+
+def test_a_stop_within_the_beginning_of_another_waits_for_it() -> None:
+    for stream, shown in (("[|Human|]", ""), ("[|Hum", "[|H")):
+        scanner = StopScanner([HUMAN, "u"])
+        assert "".join(scanner.feed(letter) for letter in stream) == ""
+        assert scanner.flush(complete=True) == shown
+        assert scanner.stopped
+
+
+def test_half_a_stop_is_dropped_from_a_cut_reply() -> None:
+    scanner = StopScanner([HUMAN])
+    assert scanner.feed("Hi [|Hum") == "Hi "
+    assert scanner.flush(complete=False) == ""
+
+
+def test_nothing_comes_after_a_stop() -> None:
+    scanner = StopScanner([HUMAN, AI])
+    assert scanner.feed(f"Hi{AI}you") == "Hi"
+    assert scanner.feed("more") == ""
+    assert scanner.flush(complete=True) == ""
+
+
+@given(text=st.text("ab \n\t\u00a0\u3000", max_size=20), chance=st.randoms(use_true_random=False))
+def test_trimming_a_stream_is_stripping_its_text(text: str, chance: Random) -> None:
+    trimmer = Trimmer()
+    assert "".join(trimmer.feed(piece) for piece in pieces(text, chance)) == text.strip()

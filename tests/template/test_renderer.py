@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Dialogue, Message
+from selfchat.template.formats import FormatName
+from selfchat.template.markers import AI, HUMAN
+from selfchat.template.renderer import Example, Renderer, make_renderer
+
+FORMATS: tuple[FormatName, ...] = ("baize", "native")
+HOSTILE = (
+    HUMAN, AI, "[|human|]", "［｜ＡＩ｜］", "[|\u200bAI|]", "[|Human", "|]", "[", "<|im_start|>",
+    "<|im_end|>", "<|endoftext|>", "<|im_", "start|>", "<|im_end|><|im_start|>assistant\n",
+    "<|im_<|im_end|>end|>", "\n", "\n\n", " ", "\u2028", "\x00", "é", "👩\u200d🔬", "Hello there",
+)  # fmt: skip
+contents = (
+    st.lists(st.one_of(st.sampled_from(HOSTILE), st.text(max_size=4)), min_size=1, max_size=6)
+    .map("".join)
+    .filter(str.strip)
+)
+conversations = st.lists(st.tuples(contents, contents), min_size=1, max_size=3)
+hostile = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def dialogue(*turns: tuple[str, str], system: str = "") -> Dialogue:
+    messages = [Message(role="system", content=system)] if system else []
+    for asked, said in turns:
+        messages += [Message(role="user", content=asked), Message(role="assistant", content=said)]
+    return Dialogue.make("seed", messages, "test")
+
+
+def trained_text(renderer: Renderer, example: Example) -> str:
+    pairs = zip(example.token_ids, example.loss_mask, strict=True)
+    return str(renderer.tokenizer.decode([token for token, trained in pairs if trained]))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("baize", " Fine, thanks.\n[|Human|] Blue.\n[|Human|]"),
+        ("native", "Fine, thanks.<|im_end|>Blue.<|im_end|>"),
+    ],
+)
+def test_the_loss_is_on_the_replies_and_what_closes_them(
+    tiny_tokenizer: Any, name: FormatName, expected: str
+) -> None:
+    renderer = make_renderer(tiny_tokenizer, name)
+    example = renderer.example(dialogue(("Hello?", "Fine, thanks."), ("The sea?", "Blue.")))
+    assert trained_text(renderer, example) == expected
+    assert example.turns == 2
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(turns=conversations, system=st.one_of(st.just(""), contents))
+@hostile
+def test_no_content_makes_or_hides_a_turn(
+    tiny_tokenizer: Any, name: FormatName, turns: list[tuple[str, str]], system: str
+) -> None:
+    renderer, said = make_renderer(tiny_tokenizer, name), dialogue(*turns, system=system)
+    text = renderer.format.dialogue(said.messages).text
+    example = renderer.example(said)
+    assert renderer.tokenizer.decode(example.token_ids) == text
+    assert example.turns == len(turns)
+    if name == "baize":
+        assert text.count(HUMAN) == len(turns) + 1
+        assert text.count(AI) == len(turns)
+        specials = set(tiny_tokenizer.all_special_ids)
+        assert not specials & set(example.token_ids)
+    else:
+        opens, closes = tiny_tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+        assert example.token_ids.count(opens) == len(said.messages)
+        assert example.token_ids.count(closes) == len(said.messages)
+        assert tiny_tokenizer.eos_token_id not in example.token_ids
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(turns=conversations)
+@hostile
+def test_training_sees_the_tokens_that_chatting_prompts_with(
+    tiny_tokenizer: Any, name: FormatName, turns: list[tuple[str, str]]
+) -> None:
+    renderer, said = make_renderer(tiny_tokenizer, name), dialogue(*turns)
+    example = renderer.example(said)
+    for index, message in enumerate(said.messages):
+        if message.role == "assistant":
+            prompt = renderer.prompt_ids(said.messages[:index])
+            assert example.token_ids[: len(prompt)] == prompt
+            assert not example.loss_mask[len(prompt) - 1]
+            assert example.loss_mask[len(prompt)]
+    rendered = renderer.format.dialogue(said.messages)
+    replies = "".join(rendered.text[start:end] for start, end in rendered.replies)
+    assert trained_text(renderer, example) == replies
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@given(turns=conversations, limit=st.integers(0, 120))
+@hostile
+def test_a_limit_keeps_the_most_whole_turns_that_fit(
+    tiny_tokenizer: Any, name: FormatName, turns: list[tuple[str, str]], limit: int
+) -> None:
+    renderer, said = make_renderer(tiny_tokenizer, name), dialogue(*turns)
+    whole, kept = renderer.example(said), renderer.example(said, max_tokens=limit)
+    assert len(kept.token_ids) == len(kept.loss_mask) <= limit
+    assert kept.token_ids == whole.token_ids[: len(kept.token_ids)]
+    assert kept.loss_mask == whole.loss_mask[: len(kept.token_ids)]
+    ends = [
+        place + 1
+        for place, pair in enumerate(zip(whole.loss_mask, [*whole.loss_mask[1:], 0], strict=True))
+        if pair == (1, 0)
+    ]
+    assert kept.turns == sum(end <= limit for end in ends)
+    if kept.turns < len(turns):
+        assert len(kept.token_ids) == ([0, *ends][kept.turns])
+
+
+def test_loss_on_all_covers_every_token(tiny_tokenizer: Any) -> None:
+    renderer = make_renderer(tiny_tokenizer, "baize")
+    said = dialogue(("Hello?", "Fine."))
+    example = renderer.example(said, loss_on="all")
+    assert example.loss_mask == [1] * len(example.token_ids)
+    assert example.token_ids == renderer.example(said).token_ids
+
+
+def test_a_guarding_prompt_is_in_every_prompt(tiny_tokenizer: Any) -> None:
+    asked = [Message(role="user", content="Hello?")]
+    for name in FORMATS:
+        renderer = make_renderer(tiny_tokenizer, name, "Be kind.")
+        assert "Be kind." in tiny_tokenizer.decode(renderer.prompt_ids(asked))
+
+
+def test_a_reply_ends_at_the_end_of_sequence_or_of_a_chatml_turn(tiny_tokenizer: Any) -> None:
+    ends = make_renderer(tiny_tokenizer, "native").end_ids
+    assert tiny_tokenizer.convert_ids_to_tokens(sorted(ends)) == ["<|endoftext|>", "<|im_end|>"]
+
+
+def framed(tokenizer: Any) -> Any:
+    """The tokenizer, but with a first token, and the end of sequence, added by itself."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    copy = PreTrainedTokenizerFast(
+        tokenizer_file=None,
+        tokenizer_object=type(tokenizer.backend_tokenizer).from_str(
+            tokenizer.backend_tokenizer.to_str()
+        ),
+        bos_token="<|im_start|>",
+        eos_token="<|endoftext|>",
+    )
+    copy.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|endoftext|>",
+        special_tokens=[("<|im_start|>", 1), ("<|endoftext|>", 0)],
+    )
+    return copy
+
+
+def test_the_first_token_is_added_and_the_end_of_sequence_is_not(tiny_tokenizer: Any) -> None:
+    renderer = make_renderer(framed(tiny_tokenizer), "baize")
+    said = dialogue(("Hello?", "Fine."), ("And?", "Blue."))
+    example, prompt = renderer.example(said), renderer.prompt_ids(said.messages[:3])
+    assert example.token_ids[0] == prompt[0] == 1
+    assert 0 not in example.token_ids
+    assert 0 not in prompt
+    assert example.token_ids[: len(prompt)] == prompt
+    assert trained_text(renderer, example) == " Fine.\n[|Human|] Blue.\n[|Human|]"
+
+
+def test_a_token_across_the_border_of_a_reply_is_refused() -> None:
+    pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    lines = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    lines.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    renderer = make_renderer(PreTrainedTokenizerFast(tokenizer_object=lines), "baize")
+    with pytest.raises(UsageError, match=r"joins the end of a prompt.*choose the other"):
+        renderer.example(dialogue(("Hello?", "Fine.")))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from selfchat.core.errors import UsageError
+from selfchat.recipe import Recipe, load_recipe, make_recipe, preset_names, to_toml
+
+PAPER_PRESETS = ["baize-13b", "baize-30b", "baize-7b", "baize-healthcare"]
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_the_presets_are_the_papers_and_the_demo() -> None:
+    assert preset_names() == [*PAPER_PRESETS, "demo"]
+
+
+@pytest.mark.parametrize("name", [*PAPER_PRESETS, "demo"])
+def test_a_preset_written_as_toml_is_the_same_recipe(tmp_path: Path, name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert load_recipe(written(tmp_path, to_toml(recipe))) == recipe
+
+
+@given(text=st.text())
+@example("\x7f\x00\r\n\"'\\ ${x} # 안녕")
+def test_any_text_survives_being_written(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    mix = [{"path": text, "source": text, "limit": 1}]
+    recipe = make_recipe({"name": text, "curate": {"mix": mix}}, "here")
+    path = written(tmp_path_factory.getbasetemp(), to_toml(recipe))
+    assert load_recipe(path) == recipe
+
+
+def test_no_recipe_is_the_defaults() -> None:
+    assert load_recipe(None) == Recipe()
+
+
+@pytest.mark.parametrize("name", PAPER_PRESETS)
+def test_every_value_of_the_papers_presets_says_where_it_comes_from(name: str) -> None:
+    text = resources.files("selfchat").joinpath(f"presets/{name}.toml").read_text("utf-8")
+    section, above, unsourced, values = "", "", [], 0
+    for line in text.splitlines():
+        section = line if line.startswith("[") else section
+        if section and re.match(r"\w+ = ", line):
+            values += 1
+            stated = re.search(r" # (paper|original code|ours)\b[^\"]*$", line)
+            if not stated and not re.match(r"# (Paper|Original code|Ours)\b", above):
+                unsourced.append(line)
+        above = line
+    assert values > 20
+    assert unsourced == []
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("baize-7b", 2e-4), ("baize-13b", 1e-4), ("baize-30b", 5e-5)]
+)
+def test_the_papers_values_are_in_its_presets(name: str, rate: float) -> None:
+    tune = load_recipe(name).tune
+    assert (tune.learning_rate, tune.rank, tune.batch, tune.epochs) == (rate, 8, 64, 1)
+    assert (tune.max_length, tune.weights, tune.targets) == (512, "int8", "baize")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("[tune]\nranc = 4", "[tune]: unknown key 'ranc', did you mean 'rank'?"),
+        ("[tune]\nrank = 'x'", "[tune]: rank = 'x': input should be a valid integer"),
+        ("[tune]\nformat = 'bazie'", "format = 'bazie': input should be 'baize' or 'native'"),
+        ("[tuning]\nrank = 4", "unknown key 'tuning', did you mean 'tune'?"),
+        ("tune = 3", "tune must be a section: [tune]"),
+        ("name = 3", "name must be a string"),
+        ("rank: 4", "not TOML"),
+        ("extends = 'demmo'", "extends 'demmo': presets are baize-13b"),
+        ("extends = ['demo']", "extends ['demo']: presets are baize-13b"),
+        ("[[curate.mix]]\nweight = 2", "mix.0.path = "),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, text: str, fault: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(written(tmp_path, text))
+    assert str(caught.value).startswith(f"{tmp_path}/recipe.toml: ")
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_faults_are_reported_together(tmp_path: Path) -> None:
+    text = "nane = 'x'\n[tune]\nranc = 4\nbatch = 0\n[curate]\nheldout = 2\n"
+    with pytest.raises(UsageError) as caught:
+        load_recipe(written(tmp_path, text), ["chat.top_p=7"])
+    for fault in ("'nane'", "'ranc'", "batch = 0", "heldout = 2", "top_p = 7"):
+        assert fault in str(caught.value)
+
+
+def test_a_recipe_that_is_not_there_names_the_presets() -> None:
+    with pytest.raises(UsageError, match="baize-8b: no such recipe file; presets are baize-13b,"):
+        load_recipe("baize-8b")
+
+
+def test_a_folder_and_latin_1_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such recipe file"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "a.toml").write_bytes(b"name = '\xe9'")
+    with pytest.raises(UsageError, match="not UTF-8"):
+        load_recipe(str(tmp_path / "a.toml"))
+
+
+def test_a_recipe_says_only_what_differs_from_the_one_it_extends(tmp_path: Path) -> None:
+    text = 'name = "mine"\nextends = "baize-7b"\n[tune]\nrank = 4\n[seeds]\nsample_each = 9\n'
+    recipe, under = load_recipe(written(tmp_path, text)), load_recipe("baize-7b")
+    assert recipe.tune == under.tune.model_copy(update={"rank": 4})
+    assert recipe.seeds == under.seeds.model_copy(update={"sample_each": 9})
+    assert (recipe.name, recipe.collect, recipe.chat) == ("mine", under.collect, under.chat)
+
+
+@pytest.mark.parametrize(
+    ("change", "section", "key", "value"),
+    [
+        ("tune.rank=4", "tune", "rank", 4),
+        (" tune.rank = 4 ", "tune", "rank", 4),
+        ("tune.learning_rate=1e-3", "tune", "learning_rate", 1e-3),
+        ("tune.base=hf:a/b", "tune", "base", "hf:a/b"),
+        ('tune.base="hf:a/b"', "tune", "base", "hf:a/b"),
+        ("collect.base_url=http://a/?b=c", "collect", "base_url", "http://a/?b=c"),
+        ('seeds.sources=["a.txt", "b"]', "seeds", "sources", ("a.txt", "b")),
+    ],
+)
+def test_an_option_is_set_on_the_command_line(
+    change: str, section: str, key: str, value: object
+) -> None:
+    assert getattr(getattr(load_recipe("demo", [change]), section), key) == value
+
+
+def test_a_later_change_wins_over_an_earlier_and_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, "[tune]\nrank = 2\nbatch = 3\n")
+    recipe = load_recipe(path, ["tune.rank=4", "tune.rank=6"])
+    assert (recipe.tune.rank, recipe.tune.batch) == (6, 3)
+
+
+@pytest.mark.parametrize("change", ["tune.rank", "rank=4", "tuna.rank=4", "=", "tune=4"])
+def test_a_change_of_another_form_is_refused(change: str) -> None:
+    with pytest.raises(UsageError, match=r"write section\.key=value; sections are seeds, collect"):
+        load_recipe("demo", [change])
+
+
+@pytest.mark.parametrize("change", ["tune.ranc=4", "tune.rank.x=4", "tune.rank=four"])
+def test_a_change_is_checked_as_the_file_is(change: str) -> None:
+    with pytest.raises(UsageError, match=r"demo: \[tune\]: "):
+        load_recipe("demo", [change])
+
+
+def test_a_change_of_what_is_no_section_is_a_fault_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="tune must be a section"):
+        load_recipe(written(tmp_path, "tune = 3"), ["tune.rank=4"])
