@@ -1,0 +1,211 @@
+"""A whole run: done once, done again only where something changed, and unharmed by kill -9."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import finish, kill, start, wait_until
+from endpoint import Endpoint, slowly
+
+torch = pytest.importorskip("torch")
+
+from selfchat.core.progress import Quiet  # noqa: E402
+from selfchat.pipeline import STEPS, run_recipe  # noqa: E402
+from selfchat.recipe import Recipe, load_recipe  # noqa: E402
+
+SAME_THREADS = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+NAMES = [step.name for step in STEPS]
+RECIPE = """
+name = "tiny"
+[seeds]
+sources = ["{seeds}"]
+[collect]
+teacher = "{teacher}"
+strategy = "{strategy}"
+max_turns = 2
+concurrency = 4
+[curate]
+heldout = 0.2
+[tune]
+base = "hf:{base}"
+weights = "fp32"
+rank = 2
+epochs = {epochs}
+batch = 4
+max_length = 256
+learning_rate = 1e-3
+checkpoint_seconds = 0.001
+[evaluate]
+greedy = 2
+samples = 2
+max_tokens = 8
+"""
+SCRIPT = (
+    {"as": "user", "say": "And the sand, after {seed}"},
+    {"when": "sand", "say": "It is warm."},
+    {"say": "The sea and the sky are blue."},
+)
+
+
+def write_recipe(folder: Path, base: Path, teacher: str, strategy: str, epochs: int = 1) -> Path:
+    seeds, path = folder / "seeds.txt", folder / "recipe.toml"
+    seeds.write_text("".join(f"How are you today, {number}?\n" for number in range(10)))
+    values = {"seeds": seeds, "teacher": teacher, "strategy": strategy, "base": base}
+    path.write_text(RECIPE.format(**values, epochs=epochs))
+    return path
+
+
+class Said(Quiet):
+    """Remembers which steps were done."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def say(self, line: str) -> None:
+        if line.startswith("── ") and ": done in" in line:
+            self.done.append(line.removeprefix("── ").partition(":")[0])
+
+
+def redone(recipe: Recipe, run: Path) -> list[str]:
+    said = Said()
+    run_recipe(recipe, run, said)
+    return said.done
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, list[str]]:
+    """A recipe, the directory of its run, and the steps that were done."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    script = folder / "script.jsonl"
+    script.write_text("".join(json.dumps(row) + "\n" for row in SCRIPT))
+    path = write_recipe(folder, tiny_base, f"scripted:{script}", "turns")
+    return path, folder / "run", redone(load_recipe(str(path)), folder / "run")
+
+
+@pytest.fixture
+def run(finished: tuple[Path, Path, list[str]], tmp_path: Path) -> Path:
+    """A finished run of one's own, at another place."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def recipe(finished: tuple[Path, Path, list[str]]) -> Recipe:
+    return load_recipe(str(finished[0]))
+
+
+def changed(finished: tuple[Path, Path, list[str]], *changes: str) -> Recipe:
+    return load_recipe(str(finished[0]), changes)
+
+
+def test_a_run_makes_everything_once(finished: tuple[Path, Path, list[str]]) -> None:
+    path, run, done = finished
+    assert done == NAMES
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert list(manifest["steps"]) == NAMES
+    for step in STEPS:
+        assert all((run / name).exists() for name in step.outputs)
+    assert load_recipe(str(run / "recipe.toml")) == load_recipe(str(path))
+    scores = json.loads((run / "scores" / "scores.json").read_text())
+    assert scores["dialogues"] == 2
+    assert list(run.rglob(".*.part")) == []
+
+
+def test_a_second_run_does_nothing_and_quickly(recipe: Recipe, run: Path) -> None:
+    files = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    files = {path: at for path, at in files.items() if path.name not in (".lock", "recipe.toml")}
+    began = time.monotonic()
+    assert redone(recipe, run) == []
+    assert time.monotonic() - began < 1
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+def test_how_a_run_is_executed_makes_nothing_stale(
+    finished: tuple[Path, Path, list[str]], run: Path
+) -> None:
+    spending = ("collect.concurrency=1", "collect.max_tokens=99999", "collect.rpm=9")
+    pace = ("tune.micro_tokens=64", "tune.checkpoint_seconds=9", "chat.rng_seed=4")
+    assert redone(changed(finished, *spending, *pace), run) == []
+
+
+def test_another_learning_rate_makes_only_what_follows_stale(
+    finished: tuple[Path, Path, list[str]], run: Path
+) -> None:
+    journal = (run / "journal.sqlite").read_bytes()
+    done = redone(changed(finished, "tune.learning_rate=1e-2"), run)
+    assert done == ["tune", "evaluate", "report", "publish"]
+    assert (run / "journal.sqlite").read_bytes() == journal
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("seeds.jsonl", "seeds"),
+        ("dialogues.jsonl", "collect"),
+        ("rejections.jsonl", "collect"),
+        ("corpus/train.jsonl", "curate"),
+        ("chat.json", "chat"),
+        ("report.html", "report"),
+        ("published/README.md", "publish"),
+    ],
+)
+def test_a_file_that_is_gone_or_changed_is_made_again(
+    name: str, step: str, recipe: Recipe, run: Path
+) -> None:
+    before = (run / name).read_bytes()
+    (run / name).unlink()
+    assert redone(recipe, run) == [step]
+    (run / name).write_bytes(before + b" ")
+    assert redone(recipe, run) == [step]
+    if step != "report":
+        assert (run / name).read_bytes() == before
+
+
+def test_a_seed_more_goes_through_every_step(
+    finished: tuple[Path, Path, list[str]], run: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more.txt"
+    more.write_text("".join(f"How are you today, {number}?\n" for number in range(11)))
+    done = redone(changed(finished, f"seeds.sources=['{more}']"), run)
+    assert done == [name for name in NAMES if name != "chat"]
+
+
+def killed_when(happens: Callable[[], object], recipe: Path, run: Path) -> None:
+    child = start("run", recipe, "--out", run, env=SAME_THREADS)
+    wait_until(happens, child)
+    kill(child)
+
+
+def test_kill_9_in_each_long_step_changes_nothing_of_the_result(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    run, other = tmp_path / "killed", tmp_path / "undisturbed"
+    with Endpoint(lambda body, number: slowly(body, 0.05)) as endpoint:
+        recipe = write_recipe(tmp_path, tiny_base, "openai:m", "transcript", epochs=10)
+        text = recipe.read_text().replace("[curate]", f'base_url = "{endpoint.url}"\n[curate]')
+        recipe.write_text(text)
+        killed_when(lambda: len(endpoint.ledger) >= 3, recipe, run)
+        assert not (run / "dialogues.jsonl").exists()
+        killed_when((run / "adapter" / "checkpoint.safetensors").exists, recipe, run)
+        assert not (run / "adapter" / "adapter_config.json").exists()
+        killed_when(lambda: list((run / "scores").glob("parts/[!.]*")), recipe, run)
+        assert not (run / "scores" / "scores.json").exists()
+        code, _, error = finish(start("run", recipe, "--out", run, env=SAME_THREADS))
+        assert code == 0, error
+        assert "tune: up to date" in error
+        assert len(endpoint.ledger) <= 10 + 4, "only what was under way is asked again"
+        run_recipe(load_recipe(str(recipe)), other, Quiet())
+    for name in ("dialogues.jsonl", "corpus/train.jsonl", "adapter/adapter_model.safetensors"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    receipts = [
+        json.loads((where / "adapter" / "receipt.json").read_text()) for where in (run, other)
+    ]
+    for figure in ("steps", "tokens_seen", "loss", "heldout_loss_before", "heldout_loss_after"):
+        assert receipts[0][figure] == receipts[1][figure]
