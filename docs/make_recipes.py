@@ -12,12 +12,12 @@ from selfchat.recipe import SECTIONS, preset_names
 
 _HEAD = """# Recipes
 
-A recipe is a TOML file with a section for each step; what it leaves out has the default below. It may
-begin with `extends = "PRESET"` and then says only what differs. `--set section.key=value` changes one
-option. Unknown keys are errors. Presets: {presets}.
+A recipe is a TOML file with a section for each step; what it leaves out has the default below.
+It may begin with `extends = "PRESET"` and then says only what differs. `--set section.key=value`
+changes one option. Unknown keys are errors. Presets: {presets}.
 
-An option marked *run only* changes how a step runs and not what it makes, so changing it makes nothing
-stale. This page is made from the options by `python docs/make_recipes.py`.
+An option marked *run only* changes how a step runs and not what it makes, so changing it makes
+nothing stale. This page is made from the options by `python docs/make_recipes.py`.
 """
 
 

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from selfchat.core.errors import UsageError
 from selfchat.core.files import write_text
 from selfchat.foresight import Foreseen, corpus_size, dialogue_usage, foresee, seed_count
 from selfchat.pipeline import STEPS
@@ -89,7 +90,8 @@ def test_seeds_are_counted_where_the_recipe_says_how_many(
 
 
 def test_unknown_seeds_are_foreseen_too(tmp_path: Path) -> None:
-    found = foresee(load_recipe(None, ['seeds.sources=["a.txt"]']), tmp_path)
+    write_text(tmp_path / "a.txt", "a seed")
+    found = foresee(load_recipe(None, [f'seeds.sources=["{tmp_path / "a.txt"}"]']), tmp_path)
     assert all(one.detail for one in found)
 
 
@@ -99,6 +101,23 @@ def test_tuning_is_foreseen_with_the_exact_parameters(tmp_path: Path) -> None:
     assert "one NVIDIA A100-80GB, assumed" in lines
 
 
-def test_a_step_whose_inputs_are_unreadable_would_run(tmp_path: Path) -> None:
+def test_a_source_or_a_prompt_that_is_not_there_is_said_before_anything_is_paid_for(
+    tmp_path: Path,
+) -> None:
+    for change in ('seeds.sources=["none.txt"]', "chat.prompt=none.txt", 'curate.mix=[{path="x"}]'):
+        with pytest.raises(UsageError, match=r"none\.txt|x: no such file"):
+            foresee(load_recipe(None, [change]), tmp_path)
+
+
+def test_a_mix_without_a_limit_and_an_unknown_base_are_foreseen(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.jsonl", "")
+    changes = [f'curate.mix=[{{path="{tmp_path / "a.jsonl"}"}}]', "tune.base=hf:some/thing"]
+    found = {one.step: one for one in foresee(load_recipe("demo", changes), tmp_path)}
+    assert "all of" in found["curate"].detail[0]
+    assert "hf:some/thing is not known" in found["tune"].detail[0]
+
+
+def test_a_manifest_that_is_none_is_said(tmp_path: Path) -> None:
     write_text(tmp_path / "manifest.json", "no manifest")
-    assert step("demo", "chat", tmp_path).stale
+    with pytest.raises(UsageError, match=r"manifest\.json"):
+        step("demo", "chat", tmp_path)

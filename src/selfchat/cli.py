@@ -38,7 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Given = ParamSpec("Given")
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def main() -> None:
@@ -62,7 +62,9 @@ def verb(function: Callable[Given, None]) -> Callable[Given, None]:
             raise typer.Exit(1) from None
         except OSError as error:
             if error.errno not in _NO_ROOM:
-                raise
+                if error.filename is None:
+                    raise
+                _fail(f"{error.filename}: {(error.strerror or 'cannot be used').lower()}", 2)
             where = f"{error.filename}: " if error.filename else ""
             _fail(
                 f"{where}{(error.strerror or 'cannot write').lower()}; what was finished is kept: "
@@ -101,6 +103,12 @@ def _recipe(
     for section, given in flags.items():
         values[section] |= {key: value for key, value in given.items() if value is not None}
     return make_recipe(values, "the options")
+
+
+def _own_recipe(run: Path) -> str | None:
+    """The recipe that a run was made with, if it has one."""
+    path = run / "recipe.toml"
+    return str(path) if path.is_file() else None
 
 
 def _print_result(result: Any, as_json: bool, text: str) -> None:
@@ -258,7 +266,9 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the adapter.  [needed but for --plan]")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from its checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Fail where there is no checkpoint to go on from.")
+    ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it needs, and stop.")] = False,
     recipe: RecipeFile = None,
     set: Set = None,
@@ -276,10 +286,12 @@ def tune(
     if corpus is None or out is None:
         raise UsageError("tune needs --corpus and --out, or --plan")
     from selfchat.core.rundir import sole_writer
+    from selfchat.tune.checkpoint import FILE as CHECKPOINT
     from selfchat.tune.step import tune as tune_adapters
 
     with sole_writer(out):
         receipt = tune_adapters(options, corpus, out, _progress(quiet), resume)
+        (out / CHECKPOINT).unlink(missing_ok=True)
     text = (
         f"held-out loss {receipt.heldout_loss_before:.3f} → {receipt.heldout_loss_after:.3f}, "
         f"{receipt.tokens_per_second:.0f} tokens/s; adapter in {out}"
@@ -290,12 +302,11 @@ def tune(
 def _open_to_talk(target: str, recipe: str | None, changes: list[str] | None) -> tuple[Any, Any]:
     """The model that people talk to and its settings: the run's own, unless others are given."""
     address = target if ":" in target and not Path(target).exists() else f"run:{target}"
-    from selfchat.chat.options import chat_settings
+    from selfchat.chat.options import overlaid
     from selfchat.models.local import open_local, read_chat_settings
 
-    own = read_chat_settings(Path(address.removeprefix("run:")))
-    given = recipe is not None or bool(changes)
-    settings = own if own and not given else chat_settings(_recipe(recipe, changes).chat)
+    own = read_chat_settings(Path(address.partition(":")[2]))
+    settings = overlaid(_recipe(recipe, changes).chat, own)
     return open_local(address, settings.prompt), settings
 
 
@@ -322,7 +333,7 @@ def serve(
         str, typer.Argument(help="Run directory, published folder or model address.")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8000,
     api_key_env: Annotated[
         str | None, typer.Option(help="Environment variable with the API key.  [default: no key]")
     ] = None,
@@ -350,7 +361,6 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure tuned models against their bases on held-out dialogues, and write their reports."""
-    options = _recipe(recipe, set).evaluate
     from selfchat.core.rundir import sole_writer
     from selfchat.evaluate.report import write_report
     from selfchat.evaluate.step import run as evaluate_run
@@ -361,6 +371,7 @@ def evaluate(
         settings = read_chat_settings(target)
         if settings is None:
             raise UsageError(f"{target}: not a run that was tuned: it has no chat.json")
+        options = _recipe(recipe or _own_recipe(target), set).evaluate
         heldout = target / "corpus" / "heldout.jsonl"
         with sole_writer(target):
             found = evaluate_run(
@@ -385,7 +396,7 @@ def publish(
     quiet: Quiet = False,
 ) -> None:
     """Make a folder to give to others: adapter, cards and corpus."""
-    options = _recipe(recipe, set, {"publish": {"merge": merge}}).publish
+    options = _recipe(recipe or _own_recipe(run), set, {"publish": {"merge": merge}}).publish
     from selfchat.publish import publish as publish_run
 
     counts = publish_run(run, out, options, _progress(quiet))

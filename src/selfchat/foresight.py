@@ -11,7 +11,7 @@ from typing import Any
 from selfchat.calls.prices import Price, earlier_prices, find_price
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Record, Usage
-from selfchat.pipeline import STEPS, is_stale
+from selfchat.pipeline import STEPS, check_sources, is_stale
 from selfchat.recipe import Recipe
 
 # The paper, table 2: its own dialogues have about 3.8 turns, their replies 36 words. The length of
@@ -36,7 +36,12 @@ class Foreseen(Record):
 
 
 def foresee(recipe: Recipe, run: Path) -> list[Foreseen]:
-    """One entry a step, in order."""
+    """One entry a step, in order.
+
+    Raises:
+        UsageError: a source or a prompt is not there.
+    """
+    check_sources(recipe)
     details: dict[str, Any] = {
         "seeds": _seeds,
         "collect": _collect,
@@ -47,21 +52,14 @@ def foresee(recipe: Recipe, run: Path) -> list[Foreseen]:
         "report": lambda recipe: ["report.html"],
         "publish": _publish,
     }
-    return [
-        Foreseen(
-            step=step.name,
-            stale=_would_run(step, recipe, run),
-            detail=tuple(details[step.name](recipe)),
-        )
-        for step in STEPS
-    ]
-
-
-def _would_run(step: Any, recipe: Recipe, run: Path) -> bool:
-    try:
-        return is_stale(step, recipe, run)
-    except UsageError:  # an input that is not there; the step itself will say so
-        return True
+    foreseen: list[Foreseen] = []
+    anew: set[Path] = set()  # files that a step before would make again
+    for step in STEPS:
+        stale = is_stale(step, recipe, run) or not anew.isdisjoint(step.inputs(recipe, run))
+        anew |= {run / name for name in step.outputs} if stale else set()
+        detail = tuple(details[step.name](recipe))
+        foreseen.append(Foreseen(step=step.name, stale=stale, detail=detail))
+    return foreseen
 
 
 def seed_count(recipe: Recipe) -> int | None:
@@ -141,7 +139,9 @@ def corpus_size(recipe: Recipe) -> tuple[int | None, float]:
 
 def _curate(recipe: Recipe) -> list[str]:
     total, _ = corpus_size(recipe)
-    mixes = [f"{mix.limit or 'all':,} of {mix.path}" for mix in recipe.curate.mix]
+    mixes = [
+        f"{f'{mix.limit:,}' if mix.limit else 'all'} of {mix.path}" for mix in recipe.curate.mix
+    ]
     lines = [f"mixed in: {', '.join(mixes)}"] if mixes else []
     held = f"{recipe.curate.heldout:.0%} of the seeds held out"
     return [*lines, f"about {total:,} dialogues, {held}" if total else held]
@@ -151,7 +151,10 @@ def _tune(recipe: Recipe) -> list[str]:
     from selfchat.tune.plan import plan
 
     options = recipe.tune
-    planned = plan(options)
+    try:
+        planned = plan(options)
+    except UsageError as error:
+        return [str(error)]
     lines = [
         f"{planned.base} in {planned.weights}: {planned.base_parameters:,} parameters, frozen",
         f"{planned.trainable_parameters:,} trainable ({options.targets}, rank {options.rank}), "

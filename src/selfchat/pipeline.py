@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfchat.chat.options import chat_settings
+from selfchat.core.errors import UsageError
 from selfchat.core.files import content_hash, write_json, write_text
+from selfchat.core.hub import HubAddress
 from selfchat.core.progress import Progress, clock
 from selfchat.core.records import Record, stable_id
 from selfchat.core.rundir import Manifest, sole_writer
@@ -16,13 +18,17 @@ from selfchat.recipe import Recipe, to_toml
 
 
 class Step(NamedTuple):
-    """One step of a run; its fingerprint covers `identity` and the content of its inputs."""
+    """One step of a run; its fingerprint covers `identity` and the content of its inputs.
+
+    `passing` are files that it needs no more once its end is in the manifest.
+    """
 
     name: str
     identity: Callable[[Recipe], Any]
     inputs: Callable[[Recipe, Path], list[Path]]
     outputs: tuple[str, ...]
     work: Callable[[Recipe, Path, Progress], Record | None]
+    passing: tuple[str, ...] = ()
 
 
 def run_recipe(recipe: Recipe, run: Path, progress: Progress) -> dict[str, dict[str, Any]]:
@@ -34,6 +40,7 @@ def run_recipe(recipe: Recipe, run: Path, progress: Progress) -> dict[str, dict[
     Raises:
         SelfchatError: a step failed or was stopped; run again to go on from there.
     """
+    check_sources(recipe)
     with sole_writer(run):
         write_text(run / "recipe.toml", to_toml(recipe))
         manifest = Manifest(run)
@@ -56,6 +63,8 @@ def _bring_up_to_date(
     counts = figures.model_dump(mode="json") if figures else {}
     outputs = [run / name for name in step.outputs]
     manifest.record(step.name, current, outputs, counts, seconds)
+    for name in step.passing:
+        (run / name).unlink(missing_ok=True)
     progress.say(f"── {step.name}: done in {clock(seconds)}")
 
 
@@ -63,6 +72,19 @@ def fingerprint(step: Step, recipe: Recipe, run: Path) -> str:
     """What the step depends on: its result options, its prompts, the content of its inputs."""
     inputs = [content_hash(path) for path in step.inputs(recipe, run)]
     return stable_id(step.name, step.identity(recipe), inputs)
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Find what is not there before anything is paid for.
+
+    Raises:
+        UsageError: a seed source, a mixed-in file or a prompt is missing.
+    """
+    for step in STEPS:
+        step.identity(recipe)
+    for path in [*_seed_inputs(recipe, Path()), *_mixed(recipe)]:
+        if not path.exists():
+            raise UsageError(f"{path}: no such file")
 
 
 def is_stale(step: Step, recipe: Recipe, run: Path) -> bool:
@@ -90,15 +112,28 @@ def _collect_identity(recipe: Recipe) -> Any:
     return [recipe.collect.result_values(), prompt_version(recipe.collect)]
 
 
+def _collect_inputs(recipe: Recipe, run: Path) -> list[Path]:
+    kind, _, name = recipe.collect.teacher.partition(":")
+    return [run / "seeds.jsonl", *([Path(name)] if kind == "scripted" else [])]
+
+
 def _collect(recipe: Recipe, run: Path, progress: Progress) -> Record:
     from selfchat.collect.step import collect
 
     return collect(recipe.collect, run / "seeds.jsonl", run, progress)
 
 
+def _mixed(recipe: Recipe) -> list[Path]:
+    """The local files and folders that are mixed in."""
+    found = []
+    for mix in recipe.curate.mix:
+        is_hub = mix.path.startswith("hf:")
+        found.append(HubAddress.parse(mix.path).folder if is_hub else Path(mix.path))
+    return [path for path in found if path is not None]
+
+
 def _curate_inputs(recipe: Recipe, run: Path) -> list[Path]:
-    mixed = [Path(mix.path) for mix in recipe.curate.mix if not mix.path.startswith("hf:")]
-    return [run / "dialogues.jsonl", *mixed]
+    return [run / "dialogues.jsonl", *_mixed(recipe)]
 
 
 def _curate(recipe: Recipe, run: Path, progress: Progress) -> Record:
@@ -109,6 +144,13 @@ def _curate(recipe: Recipe, run: Path, progress: Progress) -> Record:
 
 def _corpus(recipe: Recipe, run: Path) -> list[Path]:
     return [run / "corpus" / "train.jsonl", run / "corpus" / "heldout.jsonl"]
+
+
+def _tune_identity(recipe: Recipe) -> Any:
+    """A local base is told by the names and sizes of its files: hashing weights takes minutes."""
+    folder = Path(recipe.tune.base.removeprefix("hf:"))
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    return [recipe.tune.result_values(), [(file.name, file.stat().st_size) for file in files]]
 
 
 def _tune(recipe: Recipe, run: Path, progress: Progress) -> Record:
@@ -130,6 +172,18 @@ _ADAPTER = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors")
 
 def _tuned(recipe: Recipe, run: Path) -> list[Path]:
     return [*(run / name for name in _ADAPTER), run / "chat.json"]
+
+
+def _made(recipe: Recipe, run: Path) -> list[Path]:
+    """What a report and a card tell of."""
+    return [
+        *_tuned(recipe, run),
+        *_corpus(recipe, run),
+        run / "corpus" / "statistics.json",
+        run / "adapter" / "manifest.json",
+        run / "adapter" / "receipt.json",
+        run / "scores" / "scores.json",
+    ]
 
 
 def _evaluate(recipe: Recipe, run: Path, progress: Progress) -> Record:
@@ -154,7 +208,7 @@ def _report(recipe: Recipe, run: Path, progress: Progress) -> None:
 def _publish(recipe: Recipe, run: Path, progress: Progress) -> Record:
     from selfchat.publish import publish
 
-    return publish(run, run / "published", recipe.publish, progress)
+    return publish(run, run / "published", recipe.publish, progress, recipe.name)
 
 
 STEPS = (
@@ -168,7 +222,7 @@ STEPS = (
     Step(
         "collect",
         _collect_identity,
-        lambda recipe, run: [run / "seeds.jsonl"],
+        _collect_inputs,
         ("dialogues.jsonl", "provenance.jsonl", "rejections.jsonl"),
         _collect,
     ),
@@ -176,15 +230,21 @@ STEPS = (
         "curate",
         lambda recipe: recipe.curate.result_values(),
         _curate_inputs,
-        ("corpus/train.jsonl", "corpus/heldout.jsonl", "corpus/statistics.json"),
+        (
+            "corpus/train.jsonl",
+            "corpus/heldout.jsonl",
+            "corpus/statistics.json",
+            "corpus/rejections.jsonl",
+        ),
         _curate,
     ),
     Step(
         "tune",
-        lambda recipe: recipe.tune.result_values(),
+        _tune_identity,
         _corpus,
-        (*_ADAPTER, "adapter/manifest.json", "adapter/receipt.json"),
+        (*_ADAPTER, "adapter/manifest.json", "adapter/receipt.json", "adapter/log.jsonl"),
         _tune,
+        passing=("adapter/checkpoint.safetensors",),
     ),
     Step("chat", _chat_identity, lambda recipe, run: [], ("chat.json",), _chat),
     Step(
@@ -196,14 +256,12 @@ STEPS = (
     ),
     Step(
         "report",
-        lambda recipe: recipe.name,
+        lambda recipe: [],
         lambda recipe, run: [
-            *_tuned(recipe, run),
-            *_corpus(recipe, run),
+            *_made(recipe, run),
             run / "seeds.jsonl",
             run / "rejections.jsonl",
             run / "corpus" / "rejections.jsonl",
-            run / "scores" / "scores.json",
             run / "scores" / "answers.jsonl",
         ],
         ("report.html",),
@@ -211,11 +269,9 @@ STEPS = (
     ),
     Step(
         "publish",
-        lambda recipe: recipe.publish.result_values(),
-        lambda recipe, run: [
-            *_tuned(recipe, run), *_corpus(recipe, run), run / "scores" / "scores.json"
-        ],
-        ("published/README.md",),
+        lambda recipe: [recipe.name, recipe.publish.result_values()],
+        lambda recipe, run: [*_made(recipe, run), run / "provenance.jsonl"],
+        ("published/README.md", "published/manifest.json", "published/adapter_model.safetensors"),
         _publish,
     ),
-)  # fmt: skip
+)

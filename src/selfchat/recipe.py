@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -93,8 +94,8 @@ def make_recipe(values: Mapping[str, Any], where: str) -> Recipe:
         except UsageError as fault:
             faults.append(str(fault))
     name = values.get("name", "selfchat")
-    if not isinstance(name, str):
-        faults.append("name must be a string")
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name):
+        faults.append(f"name = {name!r}: it may hold letters, digits, dots, dashes and underscores")
     if faults:
         raise UsageError(f"{where}: {'; '.join(faults)}")
     return Recipe(name=name, **sections)  # type: ignore[arg-type]

@@ -17,7 +17,16 @@ from selfchat.calls.pacing import ATTEMPTS, FIRST_ATTEMPTS
 from selfchat.calls.prices import Price
 from selfchat.core.errors import BudgetReached, Interrupted, SelfchatError, UsageError
 from selfchat.core.records import Message, Reason, Sampling, Usage
-from selfchat.models.base import Busy, Lost, ModelFailed, Refused, Reply, Request, Unreachable
+from selfchat.models.base import (
+    Busy,
+    Lost,
+    ModelFailed,
+    Refused,
+    Reply,
+    Request,
+    Unreachable,
+    Unwelcome,
+)
 from selfchat.models.remote import RemoteModel
 
 NO_LIMITS = Limits()
@@ -175,6 +184,34 @@ def test_refused_attempts_cost_nothing(journal: Journal) -> None:
 def test_a_call_that_failed_for_good_was_not_under_way(journal: Journal) -> None:
     asyncio.run(outcomes(caller(Teller([ModelFailed("401")]), journal), range(1)))
     assert journal.spent() == (0, 0.0, 0, 0)
+
+
+def test_a_fault_found_with_one_request_rejects_it_only_where_others_were_answered(
+    journal: Journal,
+) -> None:
+    async def one(script: list[Any], number: int) -> Told | BaseException:
+        return (await outcomes(caller(Teller(script), journal), range(number, number + 1)))[0]
+
+    unwelcome = Unwelcome(Reason.BAD_ANSWER, "flagged")
+    assert isinstance(asyncio.run(one([unwelcome], 0)), ModelFailed)
+    assert isinstance(asyncio.run(one(["yes"], 1)), Told)
+    assert isinstance(asyncio.run(one([unwelcome], 0)), Refused)
+
+
+def test_an_answer_that_was_not_described_before_a_kill_is_described_later(
+    journal: Journal,
+) -> None:
+    asked = caller(Teller([]), journal)
+
+    async def session() -> Told:
+        key = asked.key(request(0))
+        await journal.intend(key, "m", "p", "{}", 900, 0.0, "now")
+        await journal.keep(key, "yes", 0.1, "now")
+        assert journal.spent().tokens == 900
+        return await asked.ask(request(0))
+
+    assert asyncio.run(session()).reply.text == "yes"
+    assert journal.spent().tokens == 10
 
 
 def test_a_limit_on_dollars_needs_a_price(journal: Journal) -> None:

@@ -46,7 +46,7 @@ def test_the_first_line_names_the_model_and_warns(scripted: Any) -> None:
 
 
 def test_a_reply_is_written_and_remembered(scripted: Any) -> None:
-    talker = scripted(["It is", " so.\n"])
+    talker = scripted(["It is", " so."])
     assert "It is so.\n" in shown(talker, "Is it?", "Really?")
     assert last_asked(talker) == [
         ("user", "Is it?"),

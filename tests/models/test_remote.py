@@ -14,7 +14,16 @@ from endpoint import KEY, Answer, Endpoint, failure, reply
 
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Message, Reason, Sampling, Usage
-from selfchat.models.base import Busy, Lost, ModelFailed, Refused, Reply, Request, Unreachable
+from selfchat.models.base import (
+    Busy,
+    Lost,
+    ModelFailed,
+    Refused,
+    Reply,
+    Request,
+    Unreachable,
+    Unwelcome,
+)
 from selfchat.models.remote import RemoteModel
 
 REQUEST = Request(
@@ -115,10 +124,6 @@ FATAL = {
     "no right": (lambda: failure(403, message="Country not supported"), "refuses the API key"),
     "no model": (lambda: failure(404, message="The model gpt-x does not exist"), "no such model"),
     "no money": (lambda: failure(429, code="insufficient_quota"), "quota is used up"),
-    "no such option": (
-        lambda: failure(400, message="Unknown parameter: seed"),
-        "Unknown parameter",
-    ),
 }
 
 
@@ -128,6 +133,25 @@ def test_what_no_call_can_overcome_stops_everything(case: str) -> None:
     with pytest.raises(ModelFailed, match=message) as found:
         ask(lambda body, number: answer())
     assert "\n" not in str(found.value)
+
+
+def test_a_request_that_the_endpoint_finds_fault_with_is_unwelcome() -> None:
+    with pytest.raises(Unwelcome, match="Unknown parameter: seed"):
+        ask(lambda body, number: failure(400, message="Unknown parameter: seed"))
+
+
+def test_a_model_that_knows_the_limit_by_its_newer_name_gets_it_by_that() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any], number: int) -> Any:
+        seen.append(body)
+        if "max_tokens" in body:
+            return failure(400, message="Unsupported parameter: use max_completion_tokens")
+        return reply("Because.")
+
+    assert ask(answer)
+    assert "max_tokens" not in seen[-1]
+    assert seen[-1]["max_completion_tokens"] == seen[0]["max_tokens"]
 
 
 async def cut_body(body: dict[str, Any], number: int) -> web.StreamResponse:

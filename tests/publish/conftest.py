@@ -33,7 +33,12 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     write_json(
         run / "scores" / "scores.json",
-        {"headline": {"held-out perplexity": 12.34567, "refusals": {"with|prompt": 0.5}}},
+        {
+            "losses": [{"model": "tuned", "format": "baize", "per_word": {"value": 1.34567}}],
+            "health": [
+                {"model": "tu|ned", "decoding": "greedy", "health": {"stopped": {"value": 0.5}}}
+            ],
+        },
     )
     manifest = Manifest(run)
     manifest.record("tune", "0" * 16, [run / "adapter"], {}, 3.0)

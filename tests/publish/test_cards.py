@@ -72,8 +72,8 @@ def test_data_teacher_and_scores_are_told(facts: Facts) -> None:
     assert "| imported.jsonl | 5 |" in text
     assert "| scripted:teacher.jsonl | transcript | self\\_chat@1 | 1 | 1 | 6 |" in text
     assert "90 tokens for \\$3.00" in text
-    assert "| held-out perplexity | 12.35 |" in text
-    assert "| refusals with\\|prompt | 0.5 |" in text
+    assert "| Held-out loss of tuned, baize format (nats a word) | 1.346 |" in text
+    assert "| Stops by itself: tu\\|ned, greedy (share) | 0.5 |" in text
 
 
 @pytest.mark.parametrize(

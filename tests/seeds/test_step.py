@@ -8,7 +8,7 @@ import pytest
 from selfchat.core.errors import UsageError
 from selfchat.core.files import read_records
 from selfchat.core.progress import Plain, Quiet
-from selfchat.core.records import Reason, Seed
+from selfchat.core.records import Seed
 from selfchat.seeds import SeedsCounts, SeedsOptions, gather, local_inputs
 from selfchat.seeds.normalise import duplicate_key
 
@@ -53,8 +53,8 @@ def test_every_row_is_written_or_counted_with_a_reason(tmp_path: Path) -> None:
         not_sampled=1,
         written=2,
     )
-    assert counts.read == sum(counts.rejected.values()) + counts.written
-    assert counts.rejected[Reason.DUPLICATE] == 2
+    assert counts.read == sum(counts.model_dump(exclude={"read"}).values())
+    assert counts.exact_duplicates + counts.near_duplicates == 2
     assert len(seeds) == 2
 
 

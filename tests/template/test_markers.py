@@ -151,3 +151,26 @@ def test_nothing_comes_after_a_stop() -> None:
 def test_trimming_a_stream_is_stripping_its_text(text: str, chance: Random) -> None:
     trimmer = Trimmer()
     assert "".join(trimmer.feed(piece) for piece in pieces(text, chance)) == text.strip()
+
+
+@pytest.mark.parametrize(
+    "marker", ["[|Human|]", "[|human|]", "[ | AI | ]", "［｜ＡＩ｜］", "[|Hu\u200bman|]"]
+)
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_a_marker_in_any_spelling_is_never_shown(marker: str, size: int) -> None:
+    text = f"Yes [or no]. {marker} More"
+    scanner = StopScanner(["[|Human|]"], markers=True)
+    pieces = [scanner.feed(text[at : at + size]) for at in range(0, len(text), size)]
+    assert "".join(pieces) + scanner.flush(complete=True) == "Yes [or no]. "
+    assert scanner.stopped
+
+
+@pytest.mark.parametrize("begun", ["[|", "[|Hum", "[ | a", "［｜"])
+def test_a_begun_marker_is_not_shown_at_the_end_either(begun: str) -> None:
+    scanner = StopScanner(["[|Human|]"], markers=True)
+    assert scanner.feed(f"Yes. {begun}") + scanner.flush(complete=True) == "Yes. "
+
+
+def test_a_bracket_at_the_end_is_shown() -> None:
+    scanner = StopScanner(["[|Human|]"], markers=True)
+    assert scanner.feed("a[") + scanner.flush(complete=True) == "a["

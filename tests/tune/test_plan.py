@@ -99,7 +99,7 @@ def test_the_plan_of_a_folder_counts_what_its_model_has(tiny_base: Path) -> None
 
 
 def test_an_unknown_base_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(UsageError, match="shape of hf:a/b is not known here; known are embedded:"):
+    with pytest.raises(UsageError, match="shape of hf:a/b is not known here; known are hf:"):
         planned("hf:a/b")
 
 

@@ -26,6 +26,7 @@ from selfchat.models.base import (
     Reply,
     Request,
     Unreachable,
+    Unwelcome,
     request_values,
 )
 
@@ -87,6 +88,7 @@ class Caller:
         self._stopped = asyncio.Event()
         spent = journal.spent()
         self.ambiguous = spent.ambiguous
+        self._ever_answered = spent.answered > 0
         self.spent_tokens, self.spent_dollars = spent.tokens, spent.dollars
         self._held_tokens, self._held_dollars = 0, 0.0
         self._released = asyncio.Event()
@@ -118,6 +120,8 @@ class Caller:
         known = self._journal.answer(key)
         if known is not None:
             reply = self.model.read(known.raw)
+            if not known.described:
+                await self._describe(key, reply)
             return Told(reply, key, self._cost(reply), known.seconds, known.finished, fresh=False)
         worst = _worst_case(request)
         async with self._slots:
@@ -156,12 +160,17 @@ class Caller:
             raw = await self.model.send(request)
         except Lost:
             raise
+        except Unwelcome as fault:
+            await self._journal.withdraw(key)
+            if self._ever_answered:
+                raise
+            raise ModelFailed(f"{self.model.address}: {fault}") from None
         except Exception:
             await self._journal.withdraw(key)
             raise
         seconds, finished = time.monotonic() - began, _now()
         await self._journal.keep(key, raw, seconds, finished)
-        self._last_answer = time.monotonic()
+        self._last_answer, self._ever_answered = time.monotonic(), True
         return raw, seconds, finished
 
     async def _wait(self, attempt: int, busy: Busy, began: float) -> None:
@@ -203,9 +212,12 @@ class Caller:
             self._charge(worst)
             raise
         self._charge(reply.usage or worst)
+        await self._describe(key, reply)
+        return reply
+
+    async def _describe(self, key: str, reply: Reply) -> None:
         cost = self._cost(reply)
         await self._journal.describe(key, reply.model, reply.request_id, reply.usage, cost)
-        return reply
 
     def _charge(self, usage: Usage) -> None:
         self.spent_tokens += usage.total

@@ -47,6 +47,7 @@ class Answer(NamedTuple):
     raw: str
     seconds: float
     finished: str
+    described: bool  # whether the row has what the answer says of itself
 
 
 class Spent(NamedTuple):
@@ -91,7 +92,9 @@ class Journal:
     def answer(self, key: str) -> Answer | None:
         """The answer to a call made before, or None."""
         row = self._reader.execute(
-            "SELECT raw, seconds, finished FROM calls WHERE key = ? AND raw IS NOT NULL", (key,)
+            "SELECT raw, seconds, finished, model_returned IS NOT NULL FROM calls"
+            " WHERE key = ? AND raw IS NOT NULL",
+            (key,),
         ).fetchone()
         return Answer(*row) if row else None
 

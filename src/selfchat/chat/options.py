@@ -36,6 +36,22 @@ def chat_settings(options: ChatOptions) -> ChatSettings:
     return ChatSettings(prompt=_prompt_text(options.prompt), sampling=sampling)
 
 
+def overlaid(options: ChatOptions, own: ChatSettings | None) -> ChatSettings:
+    """The settings that a run was made with, changed by the options that were stated.
+
+    Raises:
+        UsageError: as `chat_settings`.
+    """
+    chosen, stated = chat_settings(options), options.model_fields_set
+    if own is None:
+        return chosen
+    drawn = chosen.sampling.model_dump(include=stated)
+    return ChatSettings(
+        prompt=chosen.prompt if "prompt" in stated else own.prompt,
+        sampling=own.sampling.model_copy(update=drawn),
+    )
+
+
 def _prompt_text(name: str) -> str:
     if name in CHAT_PROMPTS:
         return prompt(name)

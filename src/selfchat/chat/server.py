@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from selfchat.core.errors import SelfchatError, UsageError, missing_extra
 from selfchat.core.progress import Progress, show_progress
 from selfchat.core.records import ChatSettings, Sampling
 from selfchat.models.address import split_address
+from selfchat.models.keys import api_key
 
 if TYPE_CHECKING:
     from selfchat.models.local import LocalModel
@@ -111,7 +111,7 @@ def serve_talkers(
 
 def door_for(host: str, api_key_env: str | None) -> Door:
     """Raises UsageError when the door would stand open."""
-    key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
+    key = api_key(api_key_env) if api_key_env else ""
     if api_key_env and not key:
         raise UsageError(f"{api_key_env} is not set: put the API key in that environment variable")
     if is_loopback(host):

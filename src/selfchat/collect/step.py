@@ -7,7 +7,7 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from selfchat.calls.caller import Caller, Limits, Told
 from selfchat.calls.journal import Journal
@@ -217,8 +217,3 @@ def _figures(
         tokens=spent.tokens,
         dollars=None if caller.price is None else round(spent.dollars, 6),
     )
-
-
-def fingerprint_parts(options: CollectOptions) -> dict[str, Any]:
-    """What the collection depends on besides its options and seeds."""
-    return {"prompts": prompt_version(options)}

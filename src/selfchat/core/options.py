@@ -27,7 +27,7 @@ def execution(default: Any, help: str, **limits: Any) -> Any:
 class Options(BaseModel):
     """A section of a recipe: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def result_values(self) -> dict[str, Any]:
         """The values that the step's hash covers."""

@@ -126,7 +126,7 @@ def _seconds(findings: Findings) -> list[tuple[str, float, float]]:
 
 def _cards(findings: Findings) -> list[Card]:
     cards = _score_cards(findings.scores) if findings.scores else []
-    whole = next((row for row in findings.statistics if row.get("source") == "all"), None)
+    whole = findings.statistics[-1] if findings.statistics else None
     if whole:
         detail = f"{whole['turns']:.1f} turns each, {whole['words']:.1f} words a reply"
         cards.append(Card("Dialogues", wording.number(whole["dialogues"]), detail))

@@ -167,6 +167,7 @@ class _Evaluation:
             self._settings.prompt,
             sampling.model_dump(),
             self._options.rng_seed,
+            self._options.batch if decoding == "sampled" else 0,  # draws go by place in a batch
             [prompt.id for prompt in prompts],
         ]
         return self._parts.get(f"{decoding}-{side.name}", inputs, Replies, make)

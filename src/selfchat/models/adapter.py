@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -92,7 +93,10 @@ def load_adapter(model: nn.Module, folder: Path) -> LoraConfig:
     """
     config = read_adapter_config(folder)
     add_lora(model, config, rng_seed=0)
-    stored = load_file(folder / WEIGHTS)
+    try:
+        stored = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{folder / WEIGHTS}: cannot be read: {error}") from None
     expected = adapter_tensors(model)
     faults = [f"no {name}" for name in sorted(expected.keys() - stored.keys())]
     faults += [f"unknown {name}" for name in sorted(stored.keys() - expected.keys())]

@@ -81,6 +81,10 @@ class Refused(Exception):
         self.detail = detail
 
 
+class Unwelcome(Refused):
+    """The endpoint finds fault with this request, and perhaps with every other."""
+
+
 class ModelFailed(SelfchatError):
     """No call can succeed: wrong key, no such model, quota gone, endpoint down."""
 

@@ -124,10 +124,21 @@ def load_base(address: str, kind: WeightKind, device: torch.device) -> Any:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise _not_there(address, error) from None
+    _refuse_other_heads(model, address)
     if kind == "int8" and not quantise_linears(model):
         raise UsageError(f"{address}: has no decoder layers to hold in int8")
     model.requires_grad_(False)
     return model.to(device).eval()
+
+
+def _refuse_other_heads(model: Any, address: str) -> None:
+    """The loss is that of a plain head: its logits are neither scaled, capped nor shifted."""
+    names = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+    odd = [name for name in names if getattr(model.config, name, None) not in (None, 1, 1.0)]
+    head = model.get_output_embeddings()
+    if odd or head is None or getattr(head, "bias", None) is not None:
+        what = f"with {odd[0]}" if odd else "of another kind"
+        raise UsageError(f"{address}: a head {what} is not supported: use a LLaMA-type model")
 
 
 def _quieten() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from tokenizers.decoders import DecodeStream
 
 from selfchat.core.errors import UsageError
@@ -117,7 +118,7 @@ class LocalModel:
 
         White space at either end of the reply is left out.
         """
-        scanner = StopScanner([*self.renderer.format.stops, *stops])
+        scanner = self._scanner(stops)
         decoder = self._decoder()
         prompt = self.renderer.prompt_ids(messages)
         finish: FinishReason = "length"
@@ -178,7 +179,7 @@ class LocalModel:
 
     def _shown(self, token_ids: Sequence[int], finish: FinishReason) -> str:
         """The text as `stream` gives it: half a character at its end is left out."""
-        scanner, decoder = StopScanner(self.renderer.format.stops), self._decoder()
+        scanner, decoder = self._scanner(), self._decoder()
         shown = "".join(scanner.feed(decoder(token)) for token in token_ids)
         return (shown + scanner.flush(complete=finish == "stop")).strip()
 
@@ -191,6 +192,10 @@ class LocalModel:
     def _text(self, token_ids: Sequence[int]) -> str:
         text: str = self.renderer.tokenizer.decode(token_ids, skip_special_tokens=True)
         return text
+
+    def _scanner(self, stops: Sequence[str] = ()) -> StopScanner:
+        chat_format = self.renderer.format
+        return StopScanner([*chat_format.stops, *stops], markers=chat_format.name == "baize")
 
     def _weights(self) -> Any:
         return nullcontext()
@@ -239,7 +244,9 @@ def open_local(address: str, system: str = "", weights: WeightKind = "auto") -> 
     device = best_device()
     kind, name = split_address(address)
     if kind != "run":
-        renderer = make_renderer(load_tokenizer(address), "native", system)
+        merged = Path(name) / ADAPTER_MANIFEST  # a model with the adapter merged into it has one
+        format_name = AdapterManifest.read(Path(name)).format if merged.is_file() else "native"
+        renderer = make_renderer(load_tokenizer(address), format_name, system)
         return LocalModel(address, load_base(address, weights, device), renderer, adapted=False)
     folder = adapter_folder(Path(name))
     manifest = AdapterManifest.read(folder)
@@ -252,4 +259,7 @@ def open_local(address: str, system: str = "", weights: WeightKind = "auto") -> 
 def read_chat_settings(path: Path) -> ChatSettings | None:
     """The chat settings kept with a run or a published adapter, or None."""
     stored = path / "chat.json"
-    return ChatSettings.model_validate(read_json(stored)) if stored.exists() else None
+    try:
+        return ChatSettings.model_validate(read_json(stored)) if stored.exists() else None
+    except ValidationError:
+        raise UsageError(f"{stored}: not the settings of a chat") from None

@@ -20,10 +20,12 @@ from selfchat.models.base import (
     Reply,
     Request,
     Unreachable,
+    Unwelcome,
 )
 from selfchat.models.keys import api_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
+_NEWER_LIMIT = "max_completion_tokens"  # the only name that some newer models know the limit by
 _FINISH: dict[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
@@ -57,6 +59,7 @@ class RemoteModel:
                 f"no API key: set {key_variable}, or {key_variable}_FILE to a file that holds it"
             )
         self._timeout = aiohttp.ClientTimeout(total=timeout, connect=30)
+        self._limit = "max_tokens"
         self._session: aiohttp.ClientSession | None = None
 
     async def send(self, request: Request) -> str:
@@ -67,10 +70,18 @@ class RemoteModel:
             ],
             "temperature": request.sampling.temperature,
             "top_p": request.sampling.top_p,
-            "max_tokens": request.sampling.max_tokens,
+            self._limit: request.sampling.max_tokens,
             "seed": request.rng_seed,
         }
-        return await self.post("/chat/completions", body)
+        try:
+            return await self.post("/chat/completions", body)
+        except Unwelcome as fault:
+            if self._limit == _NEWER_LIMIT or _NEWER_LIMIT not in fault.detail:
+                raise
+        body[_NEWER_LIMIT] = body.pop(self._limit)
+        answer = await self.post("/chat/completions", body)
+        self._limit = _NEWER_LIMIT
+        return answer
 
     async def post(self, path: str, body: dict[str, Any]) -> str:
         """Send one request and return the body of a good answer; see Model.send for the errors."""
@@ -161,7 +172,7 @@ def _failure(status: int, body: str, headers: Any, address: str, url: str) -> Ex
     if status == 429 or status in (408, 409) or status >= 500:
         return Busy(f"status {status}: {said}", _retry_after(headers))
     if 400 <= status < 500:
-        return ModelFailed(f"{address}: the endpoint refuses the request ({status}): {said}")
+        return Unwelcome(Reason.BAD_ANSWER, f"the endpoint refuses it ({status}): {said}")
     return Busy(f"status {status}: {said}")
 
 

@@ -151,12 +151,26 @@ def _teaching(path: Path) -> Teaching:
 
 
 def _headline(path: Path) -> dict[str, Any]:
-    """What the scores hold up as the main figures, if anything."""
+    """The main figures of the scores, in words."""
     if not path.exists():
         return {}
-    stored = read_json(path)
-    headline = stored.get("headline") if isinstance(stored, dict) else None
-    return public_json(headline) if isinstance(headline, dict) else {}
+    stored = _object(path)
+    try:
+        losses = {
+            f"Held-out loss of {row['model']}, {row['format']} format (nats a word)": row[
+                "per_word"
+            ]["value"]
+            for row in stored["losses"]
+        }
+        stops = {
+            f"Stops by itself: {row['model']}, {row['decoding']} (share)": row["health"]["stopped"][
+                "value"
+            ]
+            for row in stored["health"]
+        }
+    except (KeyError, TypeError):
+        raise UsageError(f"{path}: not the scores of an evaluation") from None
+    return losses | stops
 
 
 def _chat(path: Path) -> ChatSettings | None:

@@ -29,10 +29,13 @@ class PublishedCounts(Record):
     merge: MergeReport | None = None
 
 
-def publish(run: Path, out: Path, options: PublishOptions, progress: Progress) -> PublishedCounts:
+def publish(
+    run: Path, out: Path, options: PublishOptions, progress: Progress, name: str = ""
+) -> PublishedCounts:
     """Write the adapter of `run`, its cards and its corpus to `out`; `merged/` only on request.
 
-    The folder appears whole or not at all, and names no folder of this machine.
+    The cards call it `name`, or else what the folder is called. It appears whole or not at all,
+    and names no folder of this machine.
 
     Raises:
         UsageError: something is missing, with the step that makes it, or `out` holds files that
@@ -40,14 +43,15 @@ def publish(run: Path, out: Path, options: PublishOptions, progress: Progress) -
         SelfchatError: the adapter does not fit its base.
     """
     out = out.expanduser().resolve()
+    name = name or out.name
     facts = read_facts(run)
     refuse_strangers(out)
     with folder_written_whole(out) as folder:
         _write_adapter(run, folder, facts)
         train, heldout = _write_corpus(run, folder / "data", facts)
-        write_text(folder / "data" / "README.md", data_card(out.name, facts, options))
+        write_text(folder / "data" / "README.md", data_card(name, facts, options))
         merge = _merge(run, folder, facts, progress) if options.merge else None
-        _write_cards(folder, out.name, facts, options, merge)
+        _write_cards(folder, name, facts, options, merge)
     files = [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     progress.say(f"{out}: {len(files)} files, {size / 1e6:.1f} MB; read README.md before sharing")
@@ -96,6 +100,7 @@ def _merge(run: Path, folder: Path, facts: Facts, progress: Progress) -> MergeRe
     split, dialogues = _compared(run)
     report = merge_into_base(run / "adapter", merged, dialogues, split)
     write_json(merged / "merge.json", report.model_dump())
+    write_json(merged / MANIFEST, {**facts.manifest, "base": facts.base.name})
     _write_chat(merged, facts)
     return report
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from selfchat.core.errors import UsageError
 from selfchat.core.files import read_records, write_records
 from selfchat.core.progress import Progress
-from selfchat.core.records import Reason, Record, Seed
+from selfchat.core.records import Record, Seed
 from selfchat.seeds.normalise import duplicate_key, normalise
 from selfchat.seeds.options import SeedsOptions
 from selfchat.seeds.readers import RawSeed, read_seeds, source_files
@@ -32,16 +32,6 @@ class SeedsCounts(Record):
     near_duplicates: int = 0
     not_sampled: int = 0
     written: int = 0
-
-    @property
-    def rejected(self) -> dict[Reason, int]:
-        """How many were dropped, by reason."""
-        return {
-            Reason.UNPARSABLE: self.unparsable,
-            Reason.WRONG_DOMAIN: self.wrong_domain,
-            Reason.DUPLICATE: self.exact_duplicates + self.near_duplicates,
-            Reason.NOT_SAMPLED: self.not_sampled,
-        }
 
 
 def gather(options: SeedsOptions, out: Path, progress: Progress) -> SeedsCounts:

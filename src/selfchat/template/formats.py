@@ -122,9 +122,16 @@ class NativeFormat:
             {"role": message.role, "content": neutralise_specials(message.content, self._specials)}
             for message in self._with_system(messages)
         ]
-        text: str = self._tokenizer.apply_chat_template(
-            rows, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        from jinja2 import TemplateError  # comes with every library that renders such templates
+
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                rows, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise UsageError(
+                f'the base\'s chat template refuses this ({error}): use tune.format = "baize"'
+            ) from None
         return text
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:

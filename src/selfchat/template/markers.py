@@ -27,6 +27,13 @@ _MARKER = re.compile(
     rf"{_GAP}{_BAR}{_GAP}[\]］】]"
 )
 
+_LETTER = (
+    f"[{''.join(dict.fromkeys(_spelled('humani').replace(_GAP, '').replace('][', '')[1:-1]))}]"
+)
+_BAR_AND_NAME = rf"{_BAR}{_GAP}(?:{_LETTER}{_GAP}){{0,5}}(?:{_BAR}{_GAP})?"
+_BEGUN = re.compile(rf"[\[［【]{_GAP}(?:{_BAR_AND_NAME})?$")
+_BARRED = re.compile(rf"[\[［【]{_GAP}{_BAR_AND_NAME}$")
+
 
 def neutralise_markers(text: str) -> str:
     """Replace Baize markers, however disguised, by words in round brackets."""
@@ -63,11 +70,12 @@ class StopScanner:
     """Passes on streamed text up to the first stop string, never showing any part of one.
 
     Text that may be the beginning of a stop string is held back until it is decided; `flush` gives
-    what is left at the end.
+    what is left at the end. With `markers`, a Baize marker stops it too, however it is spelled.
     """
 
-    def __init__(self, stops: Iterable[str]) -> None:
+    def __init__(self, stops: Iterable[str], markers: bool = False) -> None:
         self._stops = [stop for stop in stops if stop]
+        self._markers = markers
         self._held = ""
         self.stopped = False
 
@@ -89,9 +97,11 @@ class StopScanner:
         """Return what is still held back at the end.
 
         In a complete reply it was no stop string after all; in one that was cut it may be half of
-        one, unless it is a single character.
+        one, unless it is a single character. A begun marker is never shown from its bar on.
         """
         held, self._held = self._held, ""
+        if self._markers and (begun := _BARRED.search(held)):
+            held = held[: begun.start()]
         if not complete and len(held) >= 2:
             return ""
         first = self._first_stop(held)  # one within what might have become a longer one
@@ -99,10 +109,14 @@ class StopScanner:
         return held[:first]
 
     def _first_stop(self, text: str) -> int | None:
-        found = (at for stop in self._stops if (at := text.find(stop)) >= 0)
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if self._markers and (marker := _MARKER.search(text)):
+            found.append(marker.start())
         return min(found, default=None)
 
     def _undecided(self) -> Iterator[int]:
+        if self._markers and (begun := _BEGUN.search(self._held)):
+            yield len(self._held) - begun.start()
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(self._held)), 0, -1):
                 if self._held.endswith(stop[:length]):

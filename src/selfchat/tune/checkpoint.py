@@ -11,19 +11,21 @@ from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from selfchat.core.files import written_whole
+from selfchat.models.bases import WeightKind
 
 FILE = "checkpoint.safetensors"
 
 
 class Progressed(NamedTuple):
-    """Where a run stands: optimizer steps done, and its seconds and tokens so far."""
+    """Where a run stands: optimizer steps done, and its seconds, joules and tokens so far."""
 
     step: int
     seconds: float
+    joules: float
     tokens_seen: int
     tokens_trained: int
 
@@ -34,6 +36,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     at: Progressed,
     fingerprint: str,
+    weights: str,
 ) -> None:
     tensors: dict[str, Tensor] = {}
     for index, parameter in enumerate(parameters):
@@ -42,12 +45,30 @@ def save_checkpoint(
             tensors[f"{index}.{name}"] = torch.as_tensor(value)
     metadata = {
         "fingerprint": fingerprint,
+        "weights": weights,
         **{name: repr(value) for name, value in at._asdict().items()},
     }
     with written_whole(folder / FILE) as temporary:
         save_file(
             {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata
         )
+
+
+def checkpoint_weights(folder: Path, fingerprint: str) -> WeightKind | None:
+    """How the base was held in the folder's checkpoint; None where there is none of this run."""
+    metadata = _metadata(folder / FILE)
+    if metadata.get("fingerprint") != fingerprint:
+        return None
+    kinds: tuple[WeightKind, ...] = ("fp32", "bf16", "int8")
+    return next((kind for kind in kinds if kind == metadata.get("weights")), None)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (FileNotFoundError, SafetensorError):
+        return {}
 
 
 def load_checkpoint(
@@ -57,28 +78,22 @@ def load_checkpoint(
     fingerprint: str,
 ) -> Progressed | None:
     """Take up the folder's checkpoint; None where there is none of this very run."""
-    path = folder / FILE
-    if not path.exists():
+    metadata = _metadata(folder / FILE)
+    if metadata.get("fingerprint") != fingerprint:
         return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("fingerprint") != fingerprint:
-                return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        return None
+    tensors = load_file(folder / FILE)
     with torch.no_grad():
         for index, parameter in enumerate(parameters):
             parameter.copy_(tensors.pop(f"{index}.value"))
     for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        parameter = parameters[int(index)]
+        place, _, key = name.partition(".")
+        parameter = parameters[int(place)]
         on = tensor if key == "step" else tensor.to(parameter.device)
         optimizer.state[parameter][key] = on
     return Progressed(
         step=int(metadata["step"]),
         seconds=float(metadata["seconds"]),
+        joules=float(metadata["joules"]),
         tokens_seen=int(metadata["tokens_seen"]),
         tokens_trained=int(metadata["tokens_trained"]),
     )

@@ -46,6 +46,7 @@ class Shape(Record):
     vocab_size: int
     head_dim: int
     tied: bool
+    biased: bool  # whether q, k and v have biases
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Shape:
@@ -60,6 +61,7 @@ class Shape(Record):
             vocab_size=config["vocab_size"],
             head_dim=config.get("head_dim") or config["hidden_size"] // heads,
             tied=bool(config.get("tie_word_embeddings", False)),
+            biased=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
         )
 
     def linears(self) -> dict[str, tuple[int, int]]:
@@ -80,6 +82,13 @@ class Shape(Record):
     @property
     def linear_parameters(self) -> int:
         return self.num_hidden_layers * sum(out * into for out, into in self.linears().values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Norms and biases."""
+        heads = self.num_attention_heads + 2 * self.num_key_value_heads
+        biases = heads * self.head_dim if self.biased else 0
+        return self.num_hidden_layers * (2 * self.hidden_size + biases) + self.hidden_size
 
     @property
     def head_parameters(self) -> int:
@@ -128,7 +137,7 @@ def plan(options: TuneOptions) -> TunePlan:
         base=options.base,
         base_parameters=shape.linear_parameters
         + shape.head_parameters * (1 if shape.tied else 2)
-        + shape.hidden_size * (2 * shape.num_hidden_layers + 1),
+        + shape.other_parameters,
         trainable_parameters=adapters,
         flops_per_token=flops,
         memory_bytes=memory_bytes(shape, adapters, weights, options.micro_tokens),

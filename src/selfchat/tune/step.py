@@ -17,6 +17,7 @@ from selfchat.core.records import Dialogue, Record, stable_id
 from selfchat.core.rundir import versions
 from selfchat.models.adapter import save_adapter
 from selfchat.models.bases import (
+    WeightKind,
     base_folder,
     best_device,
     chosen_weights,
@@ -26,6 +27,7 @@ from selfchat.models.bases import (
 from selfchat.models.lora import TARGET_MODULES, LoraConfig, add_lora
 from selfchat.template.renderer import make_renderer
 from selfchat.tune.checkpoint import FILE as CHECKPOINT
+from selfchat.tune.checkpoint import checkpoint_weights
 from selfchat.tune.examples import make_examples, refuse_unlearnable
 from selfchat.tune.options import TuneOptions
 from selfchat.tune.trainer import Trainer
@@ -65,16 +67,27 @@ class Tuned(Record):
 
 
 def tune(
-    options: TuneOptions, corpus: Path, out: Path, progress: Progress, resume: bool = True
+    options: TuneOptions, corpus: Path, out: Path, progress: Progress, must_resume: bool = False
 ) -> Tuned:
     """Tune on `corpus/train.jsonl`, watching `corpus/heldout.jsonl`.
+
+    A checkpoint of this very run in `out` is taken up. It is left there: whoever called removes it
+    once the end of the run is on record.
+
+    Args:
+        must_resume: fail where there is no such checkpoint.
 
     Raises:
         UsageError: the corpus or the base cannot be used; said before the first step.
         Interrupted: the checkpoint is written; the same call goes on.
     """
     device = best_device()
-    weights = chosen_weights(options.weights, device)
+    fingerprint = stable_id(
+        options.result_values(),
+        content_hash(corpus / "train.jsonl"),
+        content_hash(corpus / "heldout.jsonl"),
+    )
+    weights = _weights(options, device, out, fingerprint, progress, must_resume)
     renderer = make_renderer(load_tokenizer(options.base), options.format)
     train = make_examples(
         read_records(corpus / "train.jsonl", Dialogue),
@@ -99,20 +112,11 @@ def tune(
     )
     add_lora(model, config, options.rng_seed)
     progress.say(_introduction(options, model, weights, device, len(train.kept), train.too_long))
-    fingerprint = stable_id(
-        options.result_values(),
-        weights,
-        torch.get_num_threads(),
-        content_hash(corpus / "train.jsonl"),
-        content_hash(corpus / "heldout.jsonl"),
-    )
     out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        (out / CHECKPOINT).unlink(missing_ok=True)
-    trainer = Trainer(model, train.kept, heldout.kept, options, out, fingerprint)
+    trainer = Trainer(model, train.kept, heldout.kept, options, out, fingerprint, weights)
     with EnergyMeter(gpu_ids(device)) as meter:
-        trained = trainer.run(progress)
-    energy = meter.read()
+        trained = trainer.run(progress, lambda: meter.read().joules)
+        energy_method = meter.read().method
     save_adapter(model, config, base_folder(options.base), out)
     receipt = Tuned(
         base=options.base,
@@ -138,8 +142,8 @@ def tune(
         seconds=round(trained.at.seconds, 2),
         tokens_per_second=round(trained.at.tokens_seen / trained.at.seconds, 1),
         peak_memory_bytes=peak_memory_bytes(device),
-        joules=round(energy.joules, 1),
-        energy_method=energy.method,
+        joules=round(trained.at.joules, 1),
+        energy_method=energy_method,
         loss=trained.loss,
         heldout_loss_before=trained.heldout_before,
         heldout_loss_after=trained.heldout_after,
@@ -156,8 +160,28 @@ def tune(
             "versions": versions(),
         },
     )
-    (out / CHECKPOINT).unlink(missing_ok=True)
     return receipt
+
+
+def _weights(
+    options: TuneOptions,
+    device: torch.device,
+    out: Path,
+    fingerprint: str,
+    progress: Progress,
+    must_resume: bool,
+) -> WeightKind:
+    """How the base is held: as in the checkpoint that is taken up, so that it goes on alike."""
+    kept = checkpoint_weights(out, fingerprint)
+    if kept is not None:
+        return kept
+    if must_resume:
+        raise UsageError(f"{out}: no checkpoint of this corpus and these options to resume from")
+    if (out / CHECKPOINT).exists():
+        progress.say(
+            "tune: the checkpoint here is of other options or another corpus: starting anew"
+        )
+    return chosen_weights(options.weights, device)
 
 
 def _introduction(

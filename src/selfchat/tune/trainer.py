@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -46,9 +46,11 @@ class Trainer:
         options: TuneOptions,
         folder: Path,
         fingerprint: str,
+        weights: str,
     ) -> None:
         self._model, self._examples, self._heldout = model, examples, heldout
-        self._options, self._folder, self._fingerprint = options, folder, fingerprint
+        self._options, self._folder = options, folder
+        self._fingerprint, self._weights = fingerprint, weights
         self._parameters: list[nn.Parameter] = [
             parameter for parameter in model.parameters() if parameter.requires_grad
         ]
@@ -57,8 +59,11 @@ class Trainer:
         self._steps = self._steps_an_epoch * options.epochs
         self._log: list[dict[str, Any]] = []
 
-    def run(self, progress: Progress) -> Trained:
+    def run(self, progress: Progress, joules: Callable[[], float]) -> Trained:
         """Train to the end.
+
+        Args:
+            joules: the energy used since this session began.
 
         Raises:
             Interrupted: the user asked to stop; the checkpoint is written.
@@ -66,23 +71,24 @@ class Trainer:
         """
         at = load_checkpoint(self._folder, self._parameters, self._optimizer, self._fingerprint)
         if at is None:
-            at = Progressed(0, 0.0, 0, 0)
+            at = Progressed(0, 0.0, 0.0, 0, 0)
             self._log_heldout(at, progress)
         else:
             self._log = self._read_log(at.step)
             progress.say(f"tune: going on after step {at.step} of {self._steps}")
         began, saved = time.monotonic() - at.seconds, time.monotonic()
+        used = at.joules
         title = f"tune {self._options.epochs} epoch{'s' * (self._options.epochs > 1)}"
         with progress.bar(title, total=self._steps, done=at.step) as bar, _interruptions() as asked:
             while at.step < self._steps:
-                at = self._step(at, began, bar)
+                at = self._step(at, began, bar)._replace(joules=used + joules())
                 if at.step % self._steps_an_epoch == 0:
                     self._log_heldout(at, progress)
                 due = time.monotonic() - saved > self._options.checkpoint_seconds
                 if due or asked or at.step == self._steps:
                     self._save(at)
                     saved = time.monotonic()
-                if asked and at.step < self._steps:
+                if asked:
                     raise Interrupted("interrupted; run the same command again to go on")
         heldout = [row["heldout_loss"] for row in self._log if "heldout_loss" in row]
         losses = [row["loss"] for row in self._log if "loss" in row]
@@ -116,6 +122,7 @@ class Trainer:
         done = Progressed(
             step=at.step + 1,
             seconds=seconds,
+            joules=at.joules,
             tokens_seen=at.tokens_seen + sum(len(example.token_ids) for example in batch),
             tokens_trained=at.tokens_trained + trained,
         )
@@ -163,10 +170,13 @@ class Trainer:
     def _save(self, at: Progressed) -> None:
         lines = (json.dumps(row) + "\n" for row in self._log)
         write_text(self._folder / LOG, "".join(lines))
-        save_checkpoint(self._folder, self._parameters, self._optimizer, at, self._fingerprint)
+        save_checkpoint(
+            self._folder, self._parameters, self._optimizer, at, self._fingerprint, self._weights
+        )
 
     def _read_log(self, step: int) -> list[dict[str, Any]]:
-        text = (self._folder / LOG).read_text(encoding="utf-8")
+        path = self._folder / LOG
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         rows = [json.loads(line) for line in text.splitlines()]
         return [row for row in rows if row["step"] <= step]
 
