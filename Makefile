@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check install clean
 
 demo: $(VENV)/installed
-	$(BIN)/selfchat demo
+	@$(BIN)/selfchat demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
@@ -26,14 +26,16 @@ install: $(VENV)/installed
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all]'
+	@echo "installing into $(VENV), which takes a minute or two"
+	@$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all,dev]'
+	@echo "installing into $(VENV), which takes a minute or two"
+	@$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all,dev]'
 	@touch $(VENV)/installed $@
 
 clean:

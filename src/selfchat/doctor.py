@@ -12,7 +12,7 @@ from selfchat import __version__
 from selfchat.models.embedded import EMBEDDED, cache_directory
 
 _PARTS = {
-    "tune": ("torch", "transformers"),
+    "tune": ("torch", "transformers", "accelerate", "gguf"),
     "embedded": ("xllamacpp",),
     "serve": ("starlette", "uvicorn"),
     "evaluate": ("matplotlib", "jinja2", "scipy"),

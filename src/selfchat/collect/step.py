@@ -20,6 +20,7 @@ from selfchat.core.progress import Bar, Progress
 from selfchat.core.records import (
     Dialogue,
     Provenance,
+    Reason,
     Record,
     Rejection,
     Sampling,
@@ -81,7 +82,13 @@ async def _collect(
         _write(outcomes, options, caller, run)
         if stopped is not None:
             raise stopped
-        return _figures(seeds, outcomes, caller, journal)
+        figures = _figures(seeds, outcomes, caller, journal)
+        if lost := figures.rejected.get(Reason.GAVE_UP):
+            progress.say(
+                f"{lost} seeds got no answer after many attempts; to try them again: selfchat "
+                f"collect --recipe {run / 'recipe.toml'} --seeds {run / 'seeds.jsonl'} --out {run}"
+            )
+        return figures
     finally:
         await model.close()
         journal.close()

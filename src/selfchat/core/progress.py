@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
+_TELLING = 0.05  # the share that must be done before it tells how long the rest takes
+
 
 class Bar(Protocol):
     """The progress of one piece of work."""
@@ -86,7 +88,9 @@ class _PlainBar:
         if now - self._said >= self._every:
             self._said = now
             to_do = self._total - self._done
-            left = time_left(self._done - self._start, to_do, now - self._began)
+            done = self._done - self._start
+            early = done < _TELLING * self._total  # many things under way, few done: no rate yet
+            left = None if early else time_left(done, to_do, now - self._began)
             self._line(f"{clock(left)} left")
 
     def finish(self) -> None:
