@@ -14,6 +14,7 @@ from selfchat.core.hub import HubAddress
 from selfchat.core.progress import Progress, clock
 from selfchat.core.records import Record, stable_id
 from selfchat.core.rundir import Manifest, sole_writer
+from selfchat.models.address import check_base
 from selfchat.recipe import Recipe, to_toml
 
 
@@ -78,8 +79,9 @@ def check_sources(recipe: Recipe) -> None:
     """Find what is not there before anything is paid for.
 
     Raises:
-        UsageError: a seed source, a mixed-in file or a prompt is missing.
+        UsageError: a seed source, a mixed-in file, a prompt or a local base is missing.
     """
+    check_base(recipe.tune.base)
     for step in STEPS:
         step.identity(recipe)
     for path in [*_seed_inputs(recipe, Path()), *_mixed(recipe)]:

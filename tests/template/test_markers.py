@@ -134,10 +134,16 @@ def test_a_stop_within_the_beginning_of_another_waits_for_it() -> None:
         assert scanner.stopped
 
 
-def test_half_a_stop_is_dropped_from_a_cut_reply() -> None:
-    scanner = StopScanner([HUMAN])
-    assert scanner.feed("Hi [|Hum") == "Hi "
+@pytest.mark.parametrize("begun", ["[", "[|", "[|Hum"])
+def test_half_a_marker_is_dropped_from_a_cut_reply(begun: str) -> None:
+    scanner = StopScanner([HUMAN], markers=True)
+    assert scanner.feed(f"Hi {begun}") == "Hi "
     assert scanner.flush(complete=False) == ""
+
+
+def test_half_of_a_clients_stop_is_text_after_all() -> None:
+    scanner = StopScanner([HUMAN, "###"], markers=True)
+    assert scanner.feed("Hi ##") + scanner.flush(complete=False) == "Hi ##"
 
 
 def test_nothing_comes_after_a_stop() -> None:

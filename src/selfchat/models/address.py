@@ -21,6 +21,22 @@ def split_address(address: str) -> tuple[str, str]:
     return kind, name
 
 
+def check_base(address: str) -> None:
+    """Find what can be seen to be wrong with a base model's address without loading anything.
+
+    Raises:
+        AddressError: it is of no kind that can be tuned, or names a folder that is not there.
+    """
+    kind, name = split_address(address)
+    if kind not in ("hf", "embedded"):
+        raise AddressError(
+            f"{address!r} cannot be a base model; use embedded:smollm2-135m or hf:ID-or-path"
+        )
+    is_folder = kind == "hf" and name.startswith((".", "/"))
+    if is_folder and not Path(name).is_dir():
+        raise AddressError(f"cannot load the base model {address}: no such folder")
+
+
 def open_teacher(
     address: str,
     base_url: str | None = None,

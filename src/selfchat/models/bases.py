@@ -13,8 +13,7 @@ from typing import Any, Literal
 import torch
 
 from selfchat.core.errors import SelfchatError, UsageError, missing_extra
-from selfchat.models.address import split_address
-from selfchat.models.base import AddressError
+from selfchat.models.address import check_base, split_address
 from selfchat.models.embedded import cache_directory, embedded_weights
 from selfchat.models.quantised import quantise_linears
 
@@ -59,14 +58,9 @@ def base_folder(address: str) -> str:
     Raises:
         AddressError: it is no base model's address.
     """
+    check_base(address)
     kind, name = split_address(address)
-    if kind == "embedded":
-        return str(_converted(name))
-    if kind == "hf":
-        return name
-    raise AddressError(
-        f"{address!r} cannot be a base model; use embedded:smollm2-135m or hf:ID-or-path"
-    )
+    return str(_converted(name)) if kind == "embedded" else name
 
 
 def _converted(name: str) -> Path:

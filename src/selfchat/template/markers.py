@@ -96,14 +96,12 @@ class StopScanner:
     def flush(self, complete: bool) -> str:
         """Return what is still held back at the end.
 
-        In a complete reply it was no stop string after all; in one that was cut it may be half of
-        one, unless it is a single character. A begun marker is never shown from its bar on.
+        It was no stop string after all. A begun marker is left out all the same: in a reply that
+        was cut from its bracket on, in a complete one from a bracket with a bar.
         """
         held, self._held = self._held, ""
-        if self._markers and (begun := _BARRED.search(held)):
+        if self._markers and (begun := (_BARRED if complete else _BEGUN).search(held)):
             held = held[: begun.start()]
-        if not complete and len(held) >= 2:
-            return ""
         first = self._first_stop(held)  # one within what might have become a longer one
         self.stopped = self.stopped or first is not None
         return held[:first]
