@@ -79,7 +79,7 @@ def rejections_plot(counts: Counter[tuple[str, Reason]]) -> Plot | None:
     ranked = sorted(counts.items(), key=lambda item: (item[1], item[0]))
     steps = sorted({step for step, _ in counts})
     colours = {step: _STEP_COLOURS[at % len(_STEP_COLOURS)] for at, step in enumerate(steps)}
-    figure, axes = _figure(8.2, 0.9 + 0.36 * len(ranked))
+    figure, axes = _figure(8.2, 0.6 + 0.3 * len(ranked))
     for at, ((step, _), count) in enumerate(ranked):
         axes.barh(at, count, height=0.66, color=colours[step])
         axes.annotate(
@@ -87,10 +87,17 @@ def rejections_plot(counts: Counter[tuple[str, Reason]]) -> Plot | None:
         )
     axes.set_yticks(range(len(ranked)), [REASONS[reason] for (_, reason), _ in ranked])
     axes.margins(x=0.1)
+    axes.set_ylim(-0.6, len(ranked) - 0.4)
     _bars_only(axes)
     handles = [_patch(colours[step]) for step in steps]
     axes.legend(
-        handles, [f"in {step}" for step in steps], frameon=False, labelcolor=_INK, loc="lower right"
+        handles,
+        [f"in {step}" for step in steps],
+        frameon=False,
+        labelcolor=_INK,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=len(steps),
     )
     (step, reason), most = ranked[-1]
     words = f"Rejections by reason; the most common is “{REASONS[reason]}” in {step}, {most:,}."
