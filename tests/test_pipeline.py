@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import finish, kill, start, wait_until
+from command import Child, finish, interrupt, kill, start, wait_until
 from endpoint import Endpoint, slowly
 
 torch = pytest.importorskip("torch")
 
 from selfchat.core.progress import Quiet  # noqa: E402
+from selfchat.core.rundir import Manifest  # noqa: E402
 from selfchat.pipeline import STEPS, run_recipe  # noqa: E402
 from selfchat.recipe import Recipe, load_recipe  # noqa: E402
 
@@ -177,25 +178,25 @@ def test_a_seed_more_goes_through_every_step(
     assert done == [name for name in NAMES if name != "chat"]
 
 
-def killed_when(happens: Callable[[], object], recipe: Path, run: Path) -> None:
-    child = start("run", recipe, "--out", run, env=SAME_THREADS)
-    wait_until(happens, child)
-    kill(child)
-
-
-def test_kill_9_in_each_long_step_changes_nothing_of_the_result(
-    tiny_base: Path, tmp_path: Path
+@pytest.mark.parametrize("end", [kill, interrupt])
+def test_an_end_in_each_long_step_changes_nothing_of_the_result(
+    tiny_base: Path, tmp_path: Path, end: Callable[[Child], None]
 ) -> None:
+    def ended_when(happens: Callable[[], object]) -> None:
+        child = start("run", recipe, "--out", run, env=SAME_THREADS)
+        wait_until(happens, child)
+        end(child)
+
     run, other = tmp_path / "killed", tmp_path / "undisturbed"
     with Endpoint(lambda body, number: slowly(body, 0.05)) as endpoint:
         recipe = write_recipe(tmp_path, tiny_base, "openai:m", "transcript", epochs=10)
         text = recipe.read_text().replace("[curate]", f'base_url = "{endpoint.url}"\n[curate]')
         recipe.write_text(text)
-        killed_when(lambda: len(endpoint.ledger) >= 3, recipe, run)
-        assert not (run / "dialogues.jsonl").exists()
-        killed_when((run / "adapter" / "checkpoint.safetensors").exists, recipe, run)
+        ended_when(lambda: len(endpoint.ledger) >= 3)
+        assert "collect" not in Manifest(run).steps
+        ended_when((run / "adapter" / "checkpoint.safetensors").exists)
         assert not (run / "adapter" / "adapter_config.json").exists()
-        killed_when(lambda: list((run / "scores").glob("parts/[!.]*")), recipe, run)
+        ended_when(lambda: list((run / "scores").glob("parts/[!.]*")))
         assert not (run / "scores" / "scores.json").exists()
         code, _, error = finish(start("run", recipe, "--out", run, env=SAME_THREADS))
         assert code == 0, error

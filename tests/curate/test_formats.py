@@ -157,5 +157,21 @@ def test_a_corpus_folder_is_its_two_parts(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_corpus_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"not a corpus: it has no train\.jsonl"):
+    with pytest.raises(UsageError, match="no file of dialogues in it"):
         read_files([tmp_path])
+
+
+def test_a_folder_of_data_files_is_read_whole(tmp_path: Path) -> None:
+    pair = {
+        "conversations": [{"from": "human", "value": "Why?"}],
+        "chosen": {"from": "gpt", "value": "Because."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    (tmp_path / "a.json").write_text(json.dumps([pair]))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"prompt": "How?", "response": "So."}) + "\n")
+    (tmp_path / "SOURCE.txt").write_text("no dialogue")
+    found = list(read_files([tmp_path]).dialogues())
+    assert [[one.content for one in each.messages] for each in found] == [
+        ["Why?", "Because."],
+        ["How?", "So."],
+    ]

@@ -62,6 +62,15 @@ def kill(child: Child) -> None:
     assert finish(child)[0] == -signal.SIGKILL
 
 
+def interrupt(child: Child) -> None:
+    """Ctrl-C, while it runs: it says in one line how to go on."""
+    assert child.poll() is None, "it was over before it could be interrupted"
+    child.send_signal(signal.SIGINT)
+    code, _, error = finish(child)
+    assert code == 130, error
+    assert "run the same command again" in one_line(error)
+
+
 def answered(journal: Path) -> set[str]:
     """The requests whose answer is in the journal."""
     connection = sqlite3.connect(journal)

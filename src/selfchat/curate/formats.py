@@ -30,6 +30,9 @@ _ROLES: dict[str, Role] = {
 }
 
 
+_DATA = (".jsonl", ".json", ".ndjson", ".parquet", ".csv", ".tsv")
+
+
 class Format(NamedTuple):
     """How one kind of row is recognised, by its keys, and read."""
 
@@ -94,18 +97,21 @@ class Files:
 
 
 def read_files(paths: Sequence[Path]) -> Files:
-    """Files, and the train and held-out parts of corpus folders.
+    """Files, the train and held-out parts of corpus folders, and the data files of other folders.
 
     Raises:
-        UsageError: a folder is no corpus.
+        UsageError: a folder holds no file of dialogues.
     """
-    files: list[Path] = []
-    for path in paths:
-        parts = [path / "train.jsonl", path / "heldout.jsonl"] if path.is_dir() else [path]
-        files += [part for part in parts if part == path or part.exists()]
-        if path.is_dir() and not parts[0].exists():
-            raise UsageError(f"{path}: not a corpus: it has no train.jsonl")
-    return Files(files)
+    return Files([file for path in paths for file in (_members(path) if path.is_dir() else [path])])
+
+
+def _members(folder: Path) -> list[Path]:
+    corpus = [folder / "train.jsonl", folder / "heldout.jsonl"]
+    data = sorted(path for path in folder.iterdir() if path.suffix.lower() in _DATA)
+    found = [path for path in (corpus if corpus[0].exists() else data) if path.exists()]
+    if not found:
+        raise UsageError(f"{folder}: no file of dialogues in it ({', '.join(_DATA)})")
+    return found
 
 
 def _own(row: Row, source: str) -> Dialogue:
@@ -151,6 +157,8 @@ def _from_sharegpt(columns: dict[str, Any]) -> list[Message]:
         Message(role=_ROLES[str(member["from"]).lower()], content=member["value"])
         for member in columns["conversations"]
     ]
+    if isinstance(chosen := columns.get("chosen"), dict):  # the better answer of a preference pair
+        return [*said, Message(role=_ROLES[str(chosen["from"]).lower()], content=chosen["value"])]
     return said[: len(said) - 1] if said and said[-1].role == "user" else said
 
 
@@ -168,9 +176,17 @@ def _from_alpaca(columns: dict[str, Any]) -> list[Message]:
     ]
 
 
+def _from_prompt(columns: dict[str, Any]) -> list[Message]:
+    return [
+        Message(role="user", content=str(columns["prompt"]).strip()),
+        Message(role="assistant", content=str(columns["response"]).strip()),
+    ]
+
+
 _FORMATS = (
     Format("messages", frozenset({"messages"}), _from_messages, ""),
     Format("ShareGPT", frozenset({"conversations"}), _from_sharegpt, ""),
     Format("Baize", frozenset({"topic", "input"}), _from_baize, "topic"),
     Format("Alpaca", frozenset({"instruction", "output"}), _from_alpaca, ""),
+    Format("prompt and response", frozenset({"prompt", "response"}), _from_prompt, ""),
 )
