@@ -80,7 +80,7 @@ def _seeds(recipe: Recipe) -> list[str]:
 
 def dialogue_usage(recipe: Recipe) -> Usage:
     """The mean tokens of one dialogue's calls; by turns the history is sent anew for each line."""
-    reply = min(_REPLY_WORDS * _TOKENS_A_WORD, recipe.collect.answer_tokens)
+    reply = min(_REPLY_WORDS * _TOKENS_A_WORD, recipe.collect.longest_answer)
     user = _USER_WORDS * _TOKENS_A_WORD
     if recipe.collect.strategy == "transcript":
         answer = _TURNS * (reply + user + _MARKER_TOKENS)

@@ -75,7 +75,7 @@ def turns(talk: Talk, *lines: str | Refused, **more: Any) -> tuple[Conversed, li
 
 
 def test_a_transcript_is_one_call_with_the_papers_template(talk: Talk) -> None:
-    conversed, (asked,) = talk(TWO_TURNS, answer_tokens=700, temperature=0.5)
+    conversed, (asked,) = talk(TWO_TURNS, transcript_tokens=700, temperature=0.5)
     template = resources.files("selfchat.template.prompts").joinpath("self_chat.txt").read_text()
     assert asked.messages[0].content == template.replace("${SEED}", "the sea")
     assert (asked.speaker, asked.sampling.max_tokens, asked.sampling.temperature) == (
@@ -128,7 +128,7 @@ def test_by_turns_the_model_speaks_as_both_from_the_same_beginning(talk: Talk) -
     conversed, asked = turns(talk, "It is blue.", "Why?", "Light.", user_tokens=33)
     assert said(conversed) == ["the sea", "It is blue.", "Why?", "Light."]
     assert [request.speaker for request in asked] == ["assistant", "user", "assistant"]
-    assert [request.sampling.max_tokens for request in asked] == [1024, 33, 1024]
+    assert [request.sampling.max_tokens for request in asked] == [512, 33, 512]
     assert asked[0].messages == asked[1].messages[:2] == asked[2].messages[:2]
     assert len({request.rng_seed for request in asked}) == 3
 

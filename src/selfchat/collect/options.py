@@ -18,7 +18,8 @@ class CollectOptions(Options):
     )
     max_turns: int = result(4, "turns after which a dialogue by turns is over", ge=1)
     min_turns: int = result(1, "dialogues with fewer whole turns are rejected", ge=1)
-    answer_tokens: int = result(1024, "most tokens of one answer: a reply or a transcript", ge=1)
+    transcript_tokens: int = result(1024, "most tokens of a transcript in one call", ge=1)
+    reply_tokens: int = result(512, "most tokens of a reply, by turns", ge=1)
     user_tokens: int = result(64, "most tokens of a user's line, by turns", ge=1)
     temperature: float = result(1.0, "sampling temperature", ge=0, le=2)
     top_p: float = result(1.0, "nucleus sampling's share of probability", gt=0, le=1)
@@ -34,3 +35,9 @@ class CollectOptions(Options):
     timeout: float = execution(600.0, "seconds after which a call is given up", gt=0)
     price_in: float | None = execution(None, "dollars per million prompt tokens", ge=0)
     price_out: float | None = execution(None, "dollars per million answer tokens", ge=0)
+
+    @property
+    def longest_answer(self) -> int:
+        """Most tokens of what the strategy asks for."""
+        by_turns = self.strategy == "turns"
+        return self.reply_tokens if by_turns else self.transcript_tokens

@@ -197,7 +197,7 @@ def _provenance(
         sampling=Sampling(
             temperature=options.temperature,
             top_p=options.top_p,
-            max_tokens=options.answer_tokens,
+            max_tokens=options.longest_answer,
         ),
         request_ids=tuple(call.reply.request_id for call in told if call.reply.request_id),
         usage=sum((call.reply.usage for call in told if call.reply.usage), Usage()),

@@ -40,7 +40,7 @@ async def converse(seed: Seed, caller: Caller, options: CollectOptions) -> Conve
 
 async def _transcript(seed: Seed, caller: Caller, options: CollectOptions) -> Conversed:
     asked = Message(role="user", content=fill(prompt("self_chat"), SEED=seed.text) + "\n")
-    sampling = _sampling(options, options.answer_tokens)
+    sampling = _sampling(options, options.longest_answer)
     told: tuple[Told, ...] = ()
     try:
         answer = await caller.ask(Request((asked,), sampling, _draw_seed(options, seed, 0)))
@@ -72,7 +72,7 @@ class _Turns:
         return _judged(whole, tuple(self._told), self._options, *self._fault)
 
     async def _assistant_speaks(self) -> bool:
-        sampling = _sampling(self._options, self._options.answer_tokens)
+        sampling = _sampling(self._options, self._options.longest_answer)
         request = Request(self._so_far(), sampling)
         return await self._say(request, Message(role="assistant", content="-"))
 

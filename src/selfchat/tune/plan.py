@@ -129,7 +129,7 @@ def plan(options: TuneOptions) -> TunePlan:
         UsageError: the base's shape is not known here.
     """
     shape = find_shape(options.base)
-    weights = "bf16" if options.weights == "auto" else options.weights
+    weights = "fp32" if options.weights == "auto" else options.weights  # the larger of the two
     adapters = adapter_parameters(shape, options)
     flops = flops_per_token(shape, adapters, options.max_length)
     card = CARDS.get(options.gpu)
@@ -171,13 +171,14 @@ def flops_per_token(shape: Shape, adapters: int, length: int) -> float:
 def memory_bytes(shape: Shape, adapters: int, weights: str, micro_tokens: int) -> int:
     """An estimate of the peak: weights, adapters with Adam's state, activations, logits.
 
-    Activations are those that plain PyTorch keeps for a decoder layer: about 14 hidden and 5
-    intermediate vectors a token, at the width of the numbers that are computed with.
+    Activations are those that plain PyTorch keeps for a decoder layer: about 20 hidden and 5
+    intermediate vectors a token, at the width of the numbers that are computed with. That fits what
+    the demo was measured to need on a CPU (docs/benchmarks.md), the program itself left out.
     """
     width = 4 if weights == "fp32" else 2
     embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
     held = shape.linear_parameters * _BYTES[weights] + embeddings
-    kept = 14 * shape.hidden_size + 5 * shape.intermediate_size
+    kept = 20 * shape.hidden_size + 5 * shape.intermediate_size
     activations = micro_tokens * shape.num_hidden_layers * kept * width
     logits = 512 * shape.vocab_size * (4 + width)
     return held + 16 * adapters + activations + logits
