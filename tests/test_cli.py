@@ -283,8 +283,8 @@ def test_a_plan_does_nothing() -> None:
 
 def test_a_flag_wins_over_set_and_set_over_the_recipe(endpoint: Endpoint) -> None:
     text = f'[collect]\nteacher = "openai:m"\nbase_url = "{endpoint.url}"\ntemperature = 0.1\n'
-    recipe = write("r.toml", f'{text}strategy = "turns"\nreply_tokens = 7\n')
-    changes = ("--set", "collect.reply_tokens=8", "--set", "collect.strategy=turns")
+    recipe = write("r.toml", f'{text}strategy = "turns"\ntranscript_tokens = 7\n')
+    changes = ("--set", "collect.transcript_tokens=8", "--set", "collect.strategy=turns")
     more = ("--recipe", recipe, *changes, "--strategy", "transcript")
     said = selfchat("collect", "--seeds", seeds_file(), "--out", "run", *more)
     assert said.code == 0, said.error
