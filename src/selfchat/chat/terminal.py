@@ -69,7 +69,7 @@ class Chat:
         self.messages: tuple[Message, ...] = ()
 
     def run(self, read_line: Callable[[str], str]) -> None:
-        self._note(f"{self._talker.address}: a small model, and it can be wrong. /help, Ctrl-D")
+        self._note(f"{self._talker.address} can be wrong. /help, Ctrl-D to leave")
         prompt = "> " if self._decorated else ""
         while True:
             try:
