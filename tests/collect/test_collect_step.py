@@ -89,6 +89,14 @@ def test_added_seeds_pay_for_themselves_only(
     assert ["first of all" in new[0], "last" in new[1]] == [True, True]
 
 
+def test_a_seed_that_stands_twice_is_paid_for_once(
+    endpoint: Endpoint, write_seeds: Write, tmp_path: Path
+) -> None:
+    gather(endpoint, write_seeds(*topics(3), *topics(3)), tmp_path)
+    assert len(endpoint.ledger) == 3
+    assert len((tmp_path / "dialogues.jsonl").read_text().splitlines()) == 3
+
+
 def test_a_teacher_at_another_address_is_not_asked_again(
     endpoint: Endpoint, write_seeds: Write, tmp_path: Path
 ) -> None:

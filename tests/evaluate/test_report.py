@@ -111,7 +111,7 @@ def full_run(tmp_path: Path) -> Path:
     dialogues = [Dialogue.make(f"s{turns}", bad * turns, "x") for turns in (1, 2, 3)]
     write_records(run / "corpus" / "train.jsonl", dialogues)
     rejection = Rejection(
-        id="a", seed_id="s", source="x", step=f"cu$rate$ {HOSTILE}", reason="too_long"
+        id="a", seed_id="s", source="x", step=f"cu$rate$ {HOSTILE}", reason="empty_turn"
     )
     write_records(run / "rejections.jsonl", [rejection])
     rows = [

@@ -44,14 +44,12 @@ class Limits(NamedTuple):
 
 
 class Told(NamedTuple):
-    """A reply with what is known of its call; `fresh` when it was made now and not before."""
+    """A reply with what is known of its call."""
 
     reply: Reply
-    key: str
     price: float | None
     seconds: float
     finished: str
-    fresh: bool
 
 
 class Caller:
@@ -122,13 +120,13 @@ class Caller:
             reply = self.model.read(known.raw)
             if not known.described:
                 await self._describe(key, reply)
-            return Told(reply, key, self._cost(reply), known.seconds, known.finished, fresh=False)
+            return Told(reply, self._cost(reply), known.seconds, known.finished)
         worst = _worst_case(request)
         async with self._slots:
             self._refuse_when_stopped()
             raw, seconds, finished = await self._make(key, request, worst)
         reply = await self._understood(key, raw, worst)
-        return Told(reply, key, self._cost(reply), seconds, finished, fresh=True)
+        return Told(reply, self._cost(reply), seconds, finished)
 
     async def _make(self, key: str, request: Request, worst: Usage) -> tuple[str, float, str]:
         began = time.monotonic()

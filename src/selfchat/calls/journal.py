@@ -86,7 +86,9 @@ class Journal:
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute(_SCHEMA)
         except sqlite3.Error as error:
-            raise SelfchatError(f"{self._path}: {error}") from None
+            raise SelfchatError(
+                f"{self._path}: {error}; restore it from a copy, or move it away and pay anew"
+            ) from None
         return connection
 
     def answer(self, key: str) -> Answer | None:

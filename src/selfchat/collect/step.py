@@ -60,7 +60,8 @@ def collect(options: CollectOptions, seeds_path: Path, run: Path, progress: Prog
         BudgetReached, Interrupted: what was collected so far is written; run again to go on.
         SelfchatError: no call can succeed.
     """
-    seeds = list(read_records(seeds_path, Seed))
+    by_id = {seed.id: seed for seed in read_records(seeds_path, Seed)}  # a seed is paid for once
+    seeds = list(by_id.values())
     if not seeds:
         raise UsageError(f"{seeds_path}: no seeds in it")
     model = open_teacher(options.teacher, options.base_url, options.api_key_env, options.timeout)

@@ -116,13 +116,11 @@ class Reason(StrEnum):
 
     UNPARSABLE = "unparsable"
     ONE_SIDED = "one_sided"
-    ROLE_FLIP = "role_flip"
     MARKER_LEAK = "marker_leak"
     EMPTY_TURN = "empty_turn"
     TRUNCATED = "truncated"
     REPEATED_TURN = "repeated_turn"
     TOO_FEW_TURNS = "too_few_turns"
-    TOO_LONG = "too_long"
     CONTENT_FILTER = "content_filter"
     CONTEXT_FULL = "context_full"
     BAD_ANSWER = "bad_answer"
@@ -130,7 +128,6 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
     WRONG_DOMAIN = "wrong_domain"
     NOT_SAMPLED = "not_sampled"
-    NO_TRAINED_TOKEN = "no_trained_token"
 
 
 class Rejection(Record):

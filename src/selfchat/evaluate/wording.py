@@ -18,13 +18,11 @@ SIDES = {
 REASONS = {
     Reason.UNPARSABLE: "could not be read as a dialogue",
     Reason.ONE_SIDED: "only one side spoke",
-    Reason.ROLE_FLIP: "the speakers swapped roles",
     Reason.MARKER_LEAK: "a marker leaked into the text",
     Reason.EMPTY_TURN: "an empty message",
     Reason.TRUNCATED: "cut off",
     Reason.REPEATED_TURN: "a message was repeated",
     Reason.TOO_FEW_TURNS: "too few turns",
-    Reason.TOO_LONG: "too long",
     Reason.CONTENT_FILTER: "stopped by the content filter",
     Reason.CONTEXT_FULL: "the context was full",
     Reason.BAD_ANSWER: "the teacher's answer made no sense",
@@ -32,7 +30,6 @@ REASONS = {
     Reason.DUPLICATE: "said before",
     Reason.WRONG_DOMAIN: "another domain",
     Reason.NOT_SAMPLED: "not drawn in the sample",
-    Reason.NO_TRAINED_TOKEN: "nothing to learn from",
 }
 
 _ENERGY = {"rapl": "measured by RAPL", "nvml": "measured by NVML", "estimate": "estimated"}

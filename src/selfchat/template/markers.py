@@ -12,14 +12,15 @@ _GAP = r"[\s\u00ad\u200b-\u200f\u2060\ufeff]*"
 _BAR = "[|¦│❘ǀ｜]"
 
 
+def _any_case(letters: str) -> str:
+    """A pattern for one of the letters, in any case and full-width too."""
+    both = letters.upper() + letters.lower()
+    return f"[{both}{''.join(chr(ord(letter) + 0xFEE0) for letter in both)}]"
+
+
 def _spelled(word: str) -> str:
-    """A pattern for `word` in any case, full-width letters and gaps between them included."""
-    full_width = 0xFEE0
-    return _GAP.join(
-        f"[{letter.upper()}{letter.lower()}"
-        f"{chr(ord(letter.upper()) + full_width)}{chr(ord(letter.lower()) + full_width)}]"
-        for letter in word
-    )
+    """A pattern for `word`, gaps between its letters included."""
+    return _GAP.join(map(_any_case, word))
 
 
 _MARKER = re.compile(
@@ -27,10 +28,7 @@ _MARKER = re.compile(
     rf"{_GAP}{_BAR}{_GAP}[\]］】]"
 )
 
-_LETTER = (
-    f"[{''.join(dict.fromkeys(_spelled('humani').replace(_GAP, '').replace('][', '')[1:-1]))}]"
-)
-_BAR_AND_NAME = rf"{_BAR}{_GAP}(?:{_LETTER}{_GAP}){{0,5}}(?:{_BAR}{_GAP})?"
+_BAR_AND_NAME = rf"{_BAR}{_GAP}(?:{_any_case('humani')}{_GAP}){{0,5}}(?:{_BAR}{_GAP})?"
 _BEGUN = re.compile(rf"[\[［【]{_GAP}(?:{_BAR_AND_NAME})?$")
 _BARRED = re.compile(rf"[\[［【]{_GAP}{_BAR_AND_NAME}$")
 
