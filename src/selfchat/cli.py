@@ -175,6 +175,13 @@ def collect(
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens never exceeded.  [default: no limit]")
     ] = None,
+    batch: Annotated[
+        bool | None,
+        typer.Option("--batch", help="Use OpenAI's Batch API: half the price, within a day."),
+    ] = None,
+    reparse: Annotated[
+        bool, typer.Option("--reparse", help="Make the dialogues from the journal, without a call.")
+    ] = False,
     recipe: RecipeFile = None,
     set: Set = None,
     as_json: Json = False,
@@ -183,14 +190,14 @@ def collect(
     """Have a teacher talk with itself about each seed; run again to go on where it was."""
     flags = {
         "teacher": teacher, "base_url": base_url, "strategy": strategy, "rpm": rpm, "tpm": tpm,
-        "concurrency": concurrency, "max_cost": max_cost, "max_tokens": max_tokens,
+        "concurrency": concurrency, "max_cost": max_cost, "max_tokens": max_tokens, "batch": batch,
     }  # fmt: skip
     options = _recipe(recipe, set, {"collect": flags}).collect
     from selfchat.collect.step import collect as collect_dialogues
     from selfchat.core.rundir import sole_writer
 
     with sole_writer(out):
-        figures = collect_dialogues(options, seeds, out, _progress(quiet))
+        figures = collect_dialogues(options, seeds, out, _progress(quiet), reparse)
     text = f"{figures.dialogues} dialogues of {figures.seeds} seeds in {out / 'dialogues.jsonl'}"
     _print_result(figures.model_dump(), as_json, text)
 

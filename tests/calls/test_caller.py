@@ -4,95 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
-from endpoint import Endpoint, failure, reply
+from bench import Bench, Limits, Outcome, Teller, answers, ask_all, request, session
 
-from selfchat.calls.caller import Caller, Limits, Told
-from selfchat.calls.journal import Journal
-from selfchat.calls.pacing import ATTEMPTS, FIRST_ATTEMPTS
+from endpoint import Endpoint, failure, reply
+from selfchat.calls.caller import Caller, NotAnswered, Told, check_price
+from selfchat.calls.journal import Intent, Journal
+from selfchat.calls.online import ATTEMPTS, FIRST_ATTEMPTS, LOSSES, PATIENCE
 from selfchat.calls.prices import Price
-from selfchat.core.errors import BudgetReached, Interrupted, SelfchatError, UsageError
-from selfchat.core.records import Message, Reason, Sampling, Usage
+from selfchat.core.errors import BudgetReached, Interrupted, UsageError
+from selfchat.core.records import Message, Reason, Usage
 from selfchat.models.base import (
+    Answer,
     Busy,
     Lost,
     ModelFailed,
+    RateLimits,
     Refused,
-    Reply,
     Request,
+    Throttled,
     Unreachable,
     Unwelcome,
 )
 from selfchat.models.remote import RemoteModel
 
-NO_LIMITS = Limits()
 DEAR = Price(10.0, 30.0, "today")
-
-
-def request(number: int, max_tokens: int = 100) -> Request:
-    return Request(
-        (Message(role="user", content=f"Why {number}?"),), Sampling(max_tokens=max_tokens)
-    )
-
-
-class Teller:
-    """Does what the script says, one entry a call: an answer, or an exception to raise."""
-
-    address, provider, speaks_as_user = "scripted:teller", "scripted", True
-
-    def __init__(self, script: Sequence[str | Exception]) -> None:
-        self.script = list(script)
-        self.sent = 0
-
-    async def send(self, request: Request) -> str:
-        self.sent += 1
-        await asyncio.sleep(0)
-        entry = self.script.pop(0)
-        if isinstance(entry, Exception):
-            raise entry
-        return entry
-
-    def read(self, raw: str) -> Reply:
-        if raw == "nonsense":
-            raise Refused(Reason.BAD_ANSWER, raw)
-        usage = None if raw == "silent" else Usage(prompt_tokens=5, completion_tokens=5)
-        return Reply(raw, "stop", usage)
-
-    async def close(self) -> None: ...
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal(tmp_path / "journal.sqlite")
-    yield opened
-    opened.close()
-
-
-async def no_pause(seconds: float) -> None: ...
-
-
-def caller(
-    model: Any,
-    journal: Journal,
-    limits: Limits = NO_LIMITS,
-    price: Price | None = None,
-    **more: Any,
-) -> Caller:
-    return Caller(model, journal, price, limits, "p:1", **{"sleep": no_pause, **more})
-
-
-async def outcomes(asked: Caller, numbers: range) -> list[Told | BaseException]:
-    """All asked at once."""
-    calls = (asked.ask(request(number)) for number in numbers)
-    return await asyncio.gather(*calls, return_exceptions=True)
-
-
-def answers(found: list[Told | BaseException]) -> int:
-    return sum(isinstance(told, Told) for told in found)
 
 
 def drawn_usage(body: dict[str, Any], number: int) -> Any:
@@ -110,15 +48,16 @@ def drawn_usage(body: dict[str, Any], number: int) -> Any:
 
 def through(
     endpoint: Endpoint, journal: Journal, limits: Limits, price: Price | None = None
-) -> list[Told | BaseException]:
-    async def session() -> list[Told | BaseException]:
+) -> list[Outcome]:
+    async def run() -> list[Outcome]:
         model = RemoteModel("m", endpoint.url)
         try:
-            return await outcomes(caller(model, journal, limits, price), range(40))
+            return await Bench(model, journal, limits, price).outcomes(range(40))
         finally:
             await model.close()
+            await journal.flush()
 
-    return asyncio.run(session())
+    return asyncio.run(run())
 
 
 @pytest.mark.parametrize("concurrency", [1, 7, 40])
@@ -127,8 +66,7 @@ def test_tokens_are_never_exceeded_and_a_raised_limit_goes_on(
 ) -> None:
     with Endpoint(drawn_usage) as endpoint:
         for most in (150, 600, 1500):
-            limits = Limits(concurrency, max_tokens=most)
-            found = through(endpoint, journal, limits)
+            found = through(endpoint, journal, Limits(concurrency, max_tokens=most))
             assert most - 150 < endpoint.billed() <= most
             assert answers(found) == len(endpoint.ledger)
             failed = [told for told in found if not isinstance(told, Told)]
@@ -149,200 +87,282 @@ def test_dollars_are_never_exceeded(concurrency: int, journal: Journal) -> None:
             assert most - 0.005 < DEAR.of(usage) <= most
 
 
+def test_a_prompt_in_a_rare_script_is_reserved_at_its_worst(journal: Journal) -> None:
+    """Tokenizers that do not know a script spend a token on every byte."""
+    rare = "ᚠᛇᚻ᛫ᛒᛦᚦ" * 20
+    bytes_of_it = len(rare.encode())
+    asked = Request((Message(role="user", content=rare),), request(0).sampling)
+    model = Teller(["yes"])
+    limits = Limits(max_tokens=bytes_of_it + 100)
+    with pytest.raises(BudgetReached):
+        session(model, journal, lambda bench: bench.caller.ask(asked), limits)
+    assert model.sent == 0
+
+
 def test_calls_wait_for_those_under_way_rather_than_stop_too_early(journal: Journal) -> None:
-    model = Teller(["yes"] * 5)
-    found = asyncio.run(outcomes(caller(model, journal, Limits(max_tokens=180)), range(5)))
-    assert answers(found) == 5
+    assert answers(ask_all(Teller(["yes"] * 5), journal, range(5), Limits(max_tokens=190))) == 5
 
 
 def test_answers_that_do_not_say_what_they_used_are_charged_at_their_most(journal: Journal) -> None:
-    asked = caller(Teller(["silent", "nonsense", "silent"]), journal, Limits(max_tokens=300))
-    found = asyncio.run(outcomes(asked, range(3)))
+    async def work(bench: Bench) -> list[Outcome]:
+        found = await bench.outcomes(range(3))
+        await journal.flush()
+        assert 200 < bench.budget.tokens == journal.spent().tokens <= 320
+        return found
+
+    limits = Limits(max_tokens=320)
+    found = session(Teller(["silent", "nonsense", "silent"]), journal, work, limits)
     assert [type(told) for told in found] == [Told, Refused, BudgetReached]
-    assert 200 < asked.spent_tokens == journal.spent().tokens <= 300
+
+
+def test_a_useless_answer_is_charged_what_it_says_it_used(journal: Journal) -> None:
+    def answer(body: dict[str, Any], number: int) -> Any:
+        return reply("", usage={"prompt_tokens": 7, "completion_tokens": 2})
+
+    with Endpoint(answer) as endpoint:
+        found = through(endpoint, journal, Limits())
+    assert all(isinstance(told, Refused) for told in found)
+    assert journal.spent().tokens == 40 * 9
 
 
 def test_an_answer_lost_on_the_way_is_charged_and_survives_a_restart(journal: Journal) -> None:
-    model = Teller([Lost("reset"), Lost("reset"), "yes"])
-    asked = caller(model, journal, Limits(max_tokens=300))
-    (found,) = asyncio.run(outcomes(asked, range(1)))
+    model, limits = Teller([Lost("reset"), Lost("reset"), "yes"]), Limits(max_tokens=320)
+    spent: list[int] = []
+
+    async def work(bench: Bench) -> list[Outcome]:
+        found = await bench.outcomes(range(1))
+        spent.append(bench.budget.tokens)
+        return found
+
+    (found,) = session(model, journal, work, limits)
     assert isinstance(found, BudgetReached)
     assert model.sent == 2
-    again = caller(model, journal, Limits(max_tokens=300))
-    assert again.spent_tokens == asked.spent_tokens > 200
-    assert again.ambiguous == 2
+    assert journal.spent().tokens == spent[0] > 200
+    assert journal.spent().ambiguous == 2
 
 
-def test_refused_attempts_cost_nothing(journal: Journal) -> None:
-    model = Teller([Busy("status 429"), Busy("status 500"), "yes"])
-    asked = caller(model, journal, Limits(max_tokens=180))
-    (found,) = asyncio.run(outcomes(asked, range(1)))
+def test_refused_attempts_cost_nothing_and_are_counted(journal: Journal) -> None:
+    model = Teller([Throttled("status 429"), Busy("status 500"), "yes"])
+    (found,) = ask_all(model, journal, range(1), Limits(max_tokens=180))
     assert isinstance(found, Told)
-    assert asked.spent_tokens == journal.spent().tokens == 10
+    spent = journal.spent()
+    assert (spent.tokens, spent.attempts, spent.ambiguous) == (10, 3, 0)
+
+
+def test_every_attempt_of_a_call_carries_the_same_label(journal: Journal) -> None:
+    model = Teller([Busy("status 500"), "yes", "yes"])
+    ask_all(model, journal, range(2), Limits(concurrency=1))
+    first, again, other = sorted(model.labels, key=model.labels.count, reverse=True)
+    assert first == again != other
+    assert first.startswith("selfchat-")
 
 
 def test_a_call_that_failed_for_good_was_not_under_way(journal: Journal) -> None:
-    asyncio.run(outcomes(caller(Teller([ModelFailed("401")]), journal), range(1)))
-    assert journal.spent() == (0, 0.0, 0, 0)
+    ask_all(Teller([ModelFailed("401")]), journal, range(1))
+    spent = journal.spent()
+    assert (spent.tokens, spent.answered, spent.ambiguous) == (0, 0, 0)
 
 
 def test_a_fault_found_with_one_request_rejects_it_only_where_others_were_answered(
     journal: Journal,
 ) -> None:
-    async def one(script: list[Any], number: int) -> Told | BaseException:
-        return (await outcomes(caller(Teller(script), journal), range(number, number + 1)))[0]
-
     unwelcome = Unwelcome(Reason.BAD_ANSWER, "flagged")
-    assert isinstance(asyncio.run(one([unwelcome], 0)), ModelFailed)
-    assert isinstance(asyncio.run(one(["yes"], 1)), Told)
-    assert isinstance(asyncio.run(one([unwelcome], 0)), Refused)
+    assert isinstance(ask_all(Teller([unwelcome]), journal, [0])[0], ModelFailed)
+    assert isinstance(ask_all(Teller(["yes"]), journal, [1])[0], Told)
+    assert isinstance(ask_all(Teller([unwelcome]), journal, [0])[0], Refused)
 
 
 def test_an_answer_that_was_not_described_before_a_kill_is_described_later(
     journal: Journal,
 ) -> None:
-    asked = caller(Teller([]), journal)
+    async def work(bench: Bench) -> str:
+        from selfchat.core.records import canonical_json
+        from selfchat.models.base import request_values
 
-    async def session() -> Told:
-        key = asked.key(request(0))
-        await journal.intend(key, "m", "p", "{}", 900, 0.0, "now")
-        await journal.keep(key, "yes", 0.1, "now")
+        key = bench.caller.key(canonical_json(request_values(request(0))))
+        number = await journal.intend(Intent(key, "m", "p", "v", "{}", "l", 900, 0.0), "now")
+        await journal.keep(number, "yes", "", 0.1, "now")
         assert journal.spent().tokens == 900
-        return await asked.ask(request(0))
+        return (await bench.caller.ask(request(0))).reply.text
 
-    assert asyncio.run(session()).reply.text == "yes"
+    assert session(Teller([]), journal, work) == "yes"
     assert journal.spent().tokens == 10
 
 
-def test_a_limit_on_dollars_needs_a_price(journal: Journal) -> None:
+def test_what_is_asked_twice_at_once_is_paid_for_once(journal: Journal) -> None:
+    model = Teller(["yes"])
+    found = ask_all(model, journal, [0, 0, 0])
+    assert (answers(found), model.sent) == (3, 1)
+
+
+def test_without_a_line_only_the_journal_answers(journal: Journal) -> None:
+    model = Teller(["yes"])
+    ask_all(model, journal, [0])
+
+    async def work(bench: Bench) -> list[Outcome]:
+        caller = Caller(model, journal, None, None, "p:1")
+        calls = (caller.ask(request(number)) for number in (0, 1))
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    known, unknown = session(model, journal, work)
+    assert isinstance(known, Told)
+    assert isinstance(unknown, NotAnswered)
+    assert model.sent == 1
+
+
+def test_a_limit_on_dollars_needs_a_price() -> None:
     with pytest.raises(UsageError, match=r"price of scripted:teller is unknown.*price_in"):
-        caller(Teller([]), journal, Limits(max_cost=1.0))
+        check_price(Teller([]), None, 1.0)
 
 
-def sleeps(
-    script: Sequence[str | Exception], journal: Journal
-) -> tuple[list[Told | BaseException], list[float]]:
-    slept: list[float] = []
+def timed(script: list[str | Exception], journal: Journal) -> tuple[Outcome, float]:
+    """How one call ends, and after how many seconds."""
 
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+    async def work(bench: Bench) -> tuple[Outcome, float]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        (found,) = await bench.outcomes(range(1))
+        return found, loop.time() - began
 
-    asked = caller(Teller(script), journal, Limits(concurrency=1), sleep=sleep)
-    return asyncio.run(outcomes(asked, range(1))), slept
+    return session(Teller(script), journal, work, Limits(concurrency=1))  # type: ignore[no-any-return]
 
 
 def test_the_pause_that_the_endpoint_asks_for_is_kept(journal: Journal) -> None:
-    (found,), slept = sleeps([Busy("429", retry_after=7.0), Busy("429"), "yes"], journal)
+    found, seconds = timed([Throttled("429", retry_after=7.0), "yes"], journal)
     assert isinstance(found, Told)
-    assert 7 <= slept[0] <= 8
-    assert slept[1] <= 2
+    assert 7 <= seconds < 8.5
 
 
 def test_an_endpoint_that_cannot_be_reached_is_told_within_seconds(journal: Journal) -> None:
-    (found,), slept = sleeps([Unreachable("refused")] * FIRST_ATTEMPTS, journal)
+    found, seconds = timed([Unreachable("refused")] * FIRST_ATTEMPTS, journal)
     assert isinstance(found, ModelFailed)
     assert "check the network and --base-url" in str(found)
-    assert sum(slept) <= 3
+    assert seconds <= 4
 
 
 def test_a_busy_endpoint_is_given_more_time_even_at_first(journal: Journal) -> None:
-    (found,), slept = sleeps([Busy("loading")] * (ATTEMPTS - 1) + ["yes"], journal)
+    found, _ = timed([*[Busy("loading")] * (ATTEMPTS - 1), "yes"], journal)
     assert isinstance(found, Told)
-    assert len(slept) == ATTEMPTS - 1
+
+
+def test_refusals_from_the_start_are_waited_out(journal: Journal) -> None:
+    found, seconds = timed([*[Throttled("429")] * 40, "yes"], journal)
+    assert isinstance(found, Told)
+    assert seconds > 60
 
 
 class Moody(Teller):
-    """Cannot be asked about 0; the others are answered, or lost with it once `down`."""
+    """Cannot be asked about 0; the others are answered, or lost with it while `down`."""
 
-    down = False
+    def __init__(self, fault: Exception, down_from: float = 1e9, down_for: float = 0.0) -> None:
+        super().__init__([])
+        self.fault, self.down_from, self.down_until = fault, down_from, down_from + down_for
 
-    async def send(self, request: Request) -> str:
-        await asyncio.sleep(0.01)
-        if self.down or "Why 0?" in request.messages[0].content:
-            raise Busy("status 500")
-        return "yes"
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
+        self.sent += 1
+        await asyncio.sleep(0.5)
+        now = asyncio.get_running_loop().time()
+        down = self.down_from <= now < self.down_until
+        if down or "Why 0?" in request.messages[0].content:
+            raise self.fault
+        return Answer("yes")
 
 
-def test_one_request_that_always_fails_is_given_up_alone(journal: Journal) -> None:
-    asked = caller(Moody([]), journal, Limits(concurrency=2))
-    found = asyncio.run(outcomes(asked, range(20)))
-    assert isinstance(found[0], Refused)
-    assert found[0].reason is Reason.GAVE_UP
+@pytest.mark.parametrize("concurrency", [1, 2, 20])
+@pytest.mark.parametrize("fault", [Busy("status 500"), Lost("reset")])
+def test_one_request_that_always_fails_is_given_up_alone(
+    fault: Exception, concurrency: int, journal: Journal
+) -> None:
+    numbers = [1, 0, *range(2, 20)]
+    model = Moody(fault)
+    found = ask_all(model, journal, numbers, Limits(concurrency=concurrency))
+    assert isinstance(found[1], Refused)
+    assert found[1].reason is Reason.GAVE_UP
     assert answers(found) == 19
+    assert model.sent - 19 <= (LOSSES if isinstance(fault, Lost) else ATTEMPTS) + 3
 
 
-def test_an_endpoint_that_went_down_rejects_nothing_and_stops_the_run(journal: Journal) -> None:
-    model = Moody([])
-    asked = caller(model, journal, Limits(concurrency=4))
-    assert answers(asyncio.run(outcomes(asked, range(1, 5)))) == 4
-    model.down = True
-    asked = caller(model, journal, Limits(concurrency=4))
-    found = asyncio.run(outcomes(asked, range(1, 9)))
-    assert [type(told) for told in found] == [Told] * 4 + [ModelFailed] * 4
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_an_outage_is_waited_out_and_rejects_nothing(concurrency: int, journal: Journal) -> None:
+    model = Moody(Busy("status 503"), down_from=3.0, down_for=600.0)
+    limits = Limits(concurrency=concurrency)
+    found = ask_all(model, journal, range(1, 41), limits)
+    lone = 1 if concurrency == 1 else 0  # one at a time, nothing tells an outage from a bad request
+    assert answers(found) >= 40 - lone
+    assert model.sent < 40 + 100, "it is not asked all the time"
 
 
-class Resting(Caller):
-    """Says when it sleeps, and sleeps for ever."""
+def test_an_outage_without_end_stops_the_run(journal: Journal) -> None:
+    model = Moody(Busy("status 503"), down_from=3.0, down_for=1e9)
 
-    def __init__(self, model: Teller, journal: Journal, limits: Limits = NO_LIMITS) -> None:
-        self.resting = asyncio.Event()
-        super().__init__(model, journal, None, limits, "p:1", self.sleep)
+    async def work(bench: Bench) -> float:
+        found = await bench.outcomes(range(1, 41))
+        assert {type(told) for told in found} == {Told, ModelFailed}
+        return asyncio.get_running_loop().time()
 
-    async def sleep(self, seconds: float) -> None:
-        self.resting.set()
-        await asyncio.Event().wait()
+    assert PATIENCE < session(model, journal, work, Limits(concurrency=4)) < PATIENCE + 600
 
 
-def stopped(ask: Callable[[Caller], Coroutine[Any, Any, Any]], asked: Resting) -> SelfchatError:
-    """How a call ends that is stopped while it waits."""
+class Resting(Teller):
+    """Is always busy, and says that it was asked."""
 
-    async def session() -> None:
-        call = asyncio.ensure_future(ask(asked))
-        await asked.resting.wait()
-        asked.stop()
-        await asyncio.wait_for(call, 5)
+    def __init__(self, fault: Exception) -> None:
+        super().__init__([])
+        self.fault = fault
+        self.asked = asyncio.Event()
 
-    with pytest.raises(SelfchatError) as found:
-        asyncio.run(session())
-    return found.value
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
+        self.sent += 1
+        self.asked.set()
+        raise self.fault
 
 
 def test_stop_ends_a_pause_between_attempts(journal: Journal) -> None:
-    model = Teller([Busy("429", retry_after=3600.0)])
-    asked = Resting(model, journal)
-    assert isinstance(stopped(lambda caller: caller.ask(request(1)), asked), Interrupted)
+    model = Resting(Throttled("429", 3600.0, RateLimits()))
+
+    async def run() -> Outcome:
+        bench = Bench(model, journal, Limits())
+        call = asyncio.ensure_future(bench.outcomes([1]))
+        await model.asked.wait()
+        await asyncio.sleep(0.05)
+        bench.line.stop()
+        return (await asyncio.wait_for(call, 5))[0]
+
+    assert isinstance(asyncio.run(run()), Interrupted)
     assert model.sent == 1
 
 
 def test_stop_ends_waiting_for_ones_turn(journal: Journal) -> None:
-    model = Teller(["yes", "yes"])
-    asked = Resting(model, journal, Limits(requests_per_minute=1))
+    async def run() -> list[Outcome]:
+        bench = Bench(Teller(["yes", "yes"]), journal, Limits(rpm=1))
+        calls = asyncio.ensure_future(bench.outcomes([1, 2]))
+        while not journal.spent().answered:
+            await asyncio.sleep(0.01)
+        bench.line.stop()
+        return await asyncio.wait_for(calls, 5)
 
-    async def two(caller: Caller) -> None:
-        for number in (1, 2):
-            await caller.ask(request(number))
-
-    assert isinstance(stopped(two, asked), Interrupted)
-    assert model.sent == 1
+    told, stopped = asyncio.run(run())
+    assert isinstance(told, Told)
+    assert isinstance(stopped, Interrupted)
 
 
 def test_stop_lets_a_call_under_way_come_back(journal: Journal) -> None:
     class Slow(Teller):
-        async def send(self, request: Request) -> str:
+        async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
             under_way.set()
-            await asyncio.sleep(0.02)
-            return await super().send(request)
+            await asyncio.sleep(0.05)
+            return await super().send(request, label)
 
     under_way = asyncio.Event()
 
-    async def session() -> None:
-        asked = caller(Slow(["yes"]), journal)
-        call = asyncio.ensure_future(asked.ask(request(1)))
+    async def run() -> list[Outcome]:
+        bench = Bench(Slow(["yes"]), journal, Limits())
+        call = asyncio.ensure_future(bench.outcomes([1]))
         await under_way.wait()
-        asked.stop()
-        assert (await call).reply.text == "yes"
+        bench.line.stop()
+        return await call
 
-    asyncio.run(session())
+    assert answers(asyncio.run(run())) == 1
     assert journal.spent().answered == 1
 
 
@@ -350,16 +370,15 @@ def test_no_more_calls_than_allowed_are_under_way(journal: Journal) -> None:
     under_way, most = 0, 0
 
     class Counting(Teller):
-        async def send(self, request: Request) -> str:
+        async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
             nonlocal under_way, most
             under_way += 1
             most = max(most, under_way)
             await asyncio.sleep(0.1)
             under_way -= 1
-            return await super().send(request)
+            return await super().send(request, label)
 
-    asked = caller(Counting(["yes"] * 10), journal, Limits(concurrency=4))
-    assert answers(asyncio.run(outcomes(asked, range(10)))) == 10
+    assert answers(ask_all(Counting(["yes"] * 10), journal, range(10), Limits(concurrency=4))) == 10
     assert most == 4
 
 
@@ -369,14 +388,15 @@ def test_a_passing_fault_of_the_endpoint_is_overcome(journal: Journal) -> None:
     def answer(body: dict[str, Any], number: int) -> Any:
         return faults[number - 1] if number <= len(faults) else reply("Because.")
 
-    async def session(url: str) -> Told:
-        model = RemoteModel("m", url)
-        try:
-            return await caller(model, journal).ask(request(1))
-        finally:
-            await model.close()
-
     with Endpoint(answer) as endpoint:
-        assert asyncio.run(session(endpoint.url)).reply.text == "Because."
+
+        async def run() -> list[Outcome]:
+            model = RemoteModel("m", endpoint.url)
+            try:
+                return await Bench(model, journal, Limits()).outcomes([1])
+            finally:
+                await model.close()
+
+        assert answers(asyncio.run(run())) == 1
         assert len(endpoint.ledger) == 4
     assert journal.spent().ambiguous == 0

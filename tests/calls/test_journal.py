@@ -8,64 +8,63 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from bench import Limits, Teller, ask_all, request
 
-from selfchat.calls.caller import Caller, Limits
-from selfchat.calls.journal import Journal
+from selfchat.calls.caller import Caller, Told
+from selfchat.calls.journal import Intent, Journal
 from selfchat.core.errors import SelfchatError
-from selfchat.core.records import Message, Sampling, Usage
-from selfchat.models.base import Reply, Request
+from selfchat.core.records import Message, Sampling, Usage, canonical_json
+from selfchat.models.base import Answer, Reply, Request, request_values
 from selfchat.models.remote import RemoteModel
 
 REQUEST = Request((Message(role="user", content="Why?"),), Sampling(max_tokens=50))
+USED = Usage(prompt_tokens=7, completion_tokens=2, cached_tokens=3)
 
 
-class Teller:
-    """Answers with its number, and looks at the journal from outside when an answer is read."""
-
-    address, provider, speaks_as_user = "scripted:teller", "scripted", True
+class Onlooker(Teller):
+    """Looks at the journal from outside when it sends, and when an answer is read."""
 
     def __init__(self, journal: Path) -> None:
+        super().__init__(["answer 1", "answer 2"])
         self.journal = journal
-        self.sent = 0
-        self.seen: list[str] = []
+        self.seen: list[tuple[str, str | None]] = []
 
-    async def send(self, request: Request) -> str:
-        self.sent += 1
-        return f"answer {self.sent}"
+    def look(self, when: str) -> None:
+        connection = sqlite3.connect(self.journal)
+        self.seen += [(when, row[0]) for row in connection.execute("SELECT raw FROM calls")]
+        connection.close()
+
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
+        self.look("sent")
+        return await super().send(request, label)
 
     def read(self, raw: str) -> Reply:
-        connection = sqlite3.connect(self.journal)
-        self.seen += [row[0] for row in connection.execute("SELECT raw FROM calls")]
-        connection.close()
-        return Reply(raw, "stop", Usage(prompt_tokens=4, completion_tokens=2))
-
-    async def close(self) -> None: ...
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    opened = Journal(tmp_path / "journal.sqlite")
-    yield opened
-    opened.close()
+        self.look("read")
+        return super().read(raw)
 
 
 def ask(model: Teller, journal: Journal) -> str:
-    caller = Caller(model, journal, None, Limits(), "p:1")
-    return asyncio.run(caller.ask(REQUEST)).reply.text
+    (told,) = ask_all(model, journal, [0])
+    assert isinstance(told, Told)
+    return told.reply.text
 
 
-def test_an_answer_is_on_disk_before_it_is_read(journal: Journal, tmp_path: Path) -> None:
-    model = Teller(tmp_path / "journal.sqlite")
+def test_a_call_is_on_disk_before_it_is_sent_and_its_answer_before_it_is_read(
+    journal: Journal, tmp_path: Path
+) -> None:
+    model = Onlooker(tmp_path / "journal.sqlite")
     assert ask(model, journal) == "answer 1"
-    assert model.seen == ["answer 1"]
+    assert model.seen == [("sent", None), ("read", "answer 1")]
 
 
 def test_a_finished_call_is_never_made_again(tmp_path: Path) -> None:
-    model = Teller(tmp_path / "journal.sqlite")
+    model = Teller(["answer 1", "answer 2"])
     for _ in range(2):
         journal = Journal(tmp_path / "journal.sqlite")
         assert ask(model, journal) == ask(model, journal) == "answer 1"
@@ -74,29 +73,25 @@ def test_a_finished_call_is_never_made_again(tmp_path: Path) -> None:
 
 
 DIES_WHEN_READING = """
-import asyncio, os, pathlib, signal, sys
-from selfchat.calls.caller import Caller, Limits
+import os, pathlib, signal, sys
+from bench import Teller, ask_all
 from selfchat.calls.journal import Journal
-from selfchat.core.records import Message, Sampling
-from selfchat.models.base import Reply, Request
 
 folder, dies = pathlib.Path(sys.argv[1]), sys.argv[2] == "dies"
 
-class Model:
-    address, provider, speaks_as_user = "scripted:x", "scripted", True
-    async def send(self, request):
+class Model(Teller):
+    async def send(self, request, label, timeout=None):
         with (folder / "sent").open("a") as file:
             file.write("one more\\n")
-        return "paid for"
+        return await super().send(request, label)
     def read(self, raw):
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        return Reply(raw, "stop", None)
+        return super().read(raw)
 
 journal = Journal(folder / "journal.sqlite")
-caller = Caller(Model(), journal, None, Limits(), "p:1")
-request = Request((Message(role="user", content="Why?"),), Sampling())
-print(asyncio.run(caller.ask(request)).reply.text)
+(told,) = ask_all(Model(["paid for"]), journal, [0])
+print(told.reply.text)
 journal.close()
 """
 
@@ -104,7 +99,9 @@ journal.close()
 def test_a_process_killed_while_reading_an_answer_does_not_ask_again(tmp_path: Path) -> None:
     def child(mode: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", DIES_WHEN_READING, str(tmp_path), mode]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        support = str(Path(__file__).parents[1] / "support")
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([support, *sys.path])}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
     assert child("dies").returncode == -signal.SIGKILL
     assert child("lives").stdout == "paid for\n"
@@ -123,80 +120,186 @@ OTHER_REQUESTS = {
 }
 
 
+def key(caller: Caller, asked: Request = REQUEST) -> bytes:
+    return caller.key(canonical_json(request_values(asked)))
+
+
 def remote(journal: Journal, name: str = "m", host: str = "one", prompts: str = "p:1") -> Caller:
     model = RemoteModel(name, f"http://{host}/v1")
-    return Caller(model, journal, None, Limits(), prompts)
+    return Caller(model, journal, None, None, prompts)
 
 
 @pytest.mark.parametrize("change", OTHER_REQUESTS)
 def test_the_key_covers_the_whole_request(change: str, journal: Journal) -> None:
     caller = remote(journal)
-    assert caller.key(OTHER_REQUESTS[change]) != caller.key(REQUEST) == caller.key(REQUEST)
+    assert key(caller, OTHER_REQUESTS[change]) != key(caller) == key(caller)
 
 
 def test_the_key_covers_model_provider_and_prompts_but_not_the_address(journal: Journal) -> None:
-    key = remote(journal).key(REQUEST)
+    ours = key(remote(journal))
     other_provider = remote(journal)
     other_provider.model.provider = "another"
     others = [remote(journal, name="n"), remote(journal, prompts="p:2"), other_provider]
-    assert key not in [caller.key(REQUEST) for caller in others]
-    assert key == remote(journal, host="two").key(REQUEST)
+    assert ours not in [key(caller) for caller in others]
+    assert ours == key(remote(journal, host="two"))
 
 
-async def intend(journal: Journal, key: str) -> None:
-    await journal.intend(key, "m", "p", "{}", 100, 0.5, "now")
+def intent(name: str) -> Intent:
+    """Of a call that costs 100 tokens and half a dollar at most."""
+    return Intent(name.encode(), "m", "p", "p:1", "{}", f"selfchat-{name}", 100, 0.5)
+
+
+def during(journal: Journal, work: Callable[[], Awaitable[Any]]) -> Any:
+    """Do what writes to a journal, and wait until it is written."""
+
+    async def run() -> Any:
+        done = await work()
+        await journal.flush()
+        return done
+
+    return asyncio.run(run())
 
 
 def test_what_was_spent_counts_lost_attempts_at_their_most(journal: Journal) -> None:
     async def calls() -> None:
-        for key in ("withdrawn", "killed", "silent", "answered"):
-            await intend(journal, key)
-        await journal.withdraw("withdrawn")
-        for key in ("silent", "answered"):
-            await journal.keep(key, "raw", 0.1, "then")
-        await journal.describe("answered", "m", "1", Usage(prompt_tokens=7), 0.25)
+        names = ("withdrawn", "killed", "silent", "answered")
+        ids = {name: await journal.intend(intent(name), "now") for name in names}
+        await journal.withdraw(ids["withdrawn"])
+        for name in ("silent", "answered"):
+            await journal.keep(ids[name], "raw", "req-1", 0.1, "then")
+        journal.describe(ids["answered"], "m", "1", USED, 0.25)
+        journal.describe(ids["silent"], "m", "1", None, None)
 
-    asyncio.run(calls())
-    assert journal.spent() == (100 + 100 + 7, 0.5 + 0.5 + 0.25, 2, 1)
+    during(journal, calls)
+    spent = journal.spent()
+    assert spent[:5] == (100 + 100 + 9, 0.5 + 0.5 + 0.25, 2, 1, 4)
+    assert spent.usage == USED
 
 
 def test_an_answer_to_a_second_attempt_does_not_pay_for_a_lost_first_one(journal: Journal) -> None:
     async def calls() -> None:
-        await intend(journal, "k")
-        await intend(journal, "k")
-        await journal.keep("k", "raw", 0.1, "then")
-        await journal.describe("k", "m", "1", Usage(prompt_tokens=7), 0.25)
+        number = await journal.intend(intent("k"), "now")
+        await journal.intend_again(number, "later")
+        await journal.keep(number, "raw", "", 0.1, "then")
+        journal.describe(number, "m", "1", USED, 0.25)
+
+    during(journal, calls)
+    assert journal.spent()[:5] == (109, 0.75, 1, 1, 2)
+
+
+def test_an_entry_has_the_answer_and_what_came_beside_it(journal: Journal) -> None:
+    async def calls() -> None:
+        number = await journal.intend(intent("k"), "now")
+        await journal.keep(number, "raw ünd mehr", "req-1", 0.5, "then")
+
+    during(journal, calls)
+    entry = journal.entry(b"k")
+    assert entry == (1, "raw ünd mehr", 0.5, "then", "req-1", None, False)
+    assert journal.entry(b"another") is None
+
+
+def test_a_call_without_an_answer_is_an_entry_without_one(journal: Journal) -> None:
+    during(journal, lambda: journal.intend(intent("k"), "now"))
+    entry = journal.entry(b"k")
+    assert entry is not None
+    assert (entry.id, entry.raw) == (1, None)
+
+
+def test_ids_go_on_where_an_earlier_run_ended(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        journal = Journal(tmp_path / "journal.sqlite")
+        during(journal, partial(journal.intend, intent(name), "now"))
+        journal.close()
+    journal = Journal(tmp_path / "journal.sqlite")
+    found = [journal.entry(name) for name in (b"first", b"second")]
+    journal.close()
+    assert [entry.id for entry in found if entry] == [1, 2]
+
+
+def test_what_nobody_waited_for_is_written_when_the_journal_is_closed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+
+    async def calls() -> None:
+        number = await journal.intend(intent("k"), "now")
+        await journal.keep(number, "raw", "", 0.1, "then")
+        journal.describe(number, "m", "1", USED, 0.25)
 
     asyncio.run(calls())
-    assert journal.spent() == (107, 0.75, 1, 1)
+    journal.close()
+    journal = Journal(tmp_path / "journal.sqlite")
+    assert journal.spent().tokens == 9
+    journal.close()
 
 
-def test_a_write_that_fails_is_told_and_the_next_one_works(journal: Journal) -> None:
+def test_a_write_that_fails_is_told_and_the_others_of_its_group_work(journal: Journal) -> None:
+    async def calls() -> list[Any]:
+        numbers = [await journal.intend(intent(name), "now") for name in "ab"]
+        huge = journal.keep(1 << 70, "raw", "", 0.1, "then")
+        whole = [journal.keep(number, "raw", "", 0.1, "then") for number in numbers]
+        return await asyncio.gather(whole[0], huge, whole[1], return_exceptions=True)
+
+    first, fault, second = asyncio.run(asyncio.wait_for(calls(), 10))
+    assert (first, second) == (None, None)
+    assert isinstance(fault, SelfchatError)
+    assert "cannot write the journal" in str(fault)
+    assert journal.spent().answered == 2
+
+
+def test_a_write_that_was_not_waited_for_any_more_harms_no_other(journal: Journal) -> None:
     async def calls() -> None:
-        await intend(journal, "k")
-        with pytest.raises(SelfchatError, match="cannot write the journal"):
-            await journal.keep("k", "\ud800", 0.1, "then")
-        await journal.keep("k", "raw", 0.1, "then")
+        given_up = asyncio.ensure_future(journal.intend(intent("a"), "now"))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        await journal.intend(intent("b"), "now")
 
-    asyncio.run(asyncio.wait_for(calls(), 10))
-    answer = journal.answer("k")
-    assert answer is not None
-    assert answer.raw == "raw"
+    during(journal, calls)
+    assert journal.spent().attempts == 2
 
 
 def test_a_file_that_is_no_journal_is_told_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "journal.sqlite").write_text(
-        "no database, but long enough to be taken for one\n" * 99
-    )
-    with pytest.raises(SelfchatError, match=r"journal\.sqlite: file is not a database"):
+    text = "no database, but long enough to be taken for one\n" * 99
+    (tmp_path / "journal.sqlite").write_text(text)
+    with pytest.raises(SelfchatError, match=r"journal\.sqlite: damaged, and no call in it"):
         Journal(tmp_path / "journal.sqlite")
+    assert (tmp_path / "journal.sqlite").read_text() == text
+
+
+def test_a_journal_of_another_version_is_told_and_left_alone(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "journal.sqlite")
+    connection.execute("CREATE TABLE calls (key TEXT PRIMARY KEY, raw TEXT)")
+    connection.execute("PRAGMA user_version=1")
+    connection.close()
+    before = (tmp_path / "journal.sqlite").read_bytes()
+    with pytest.raises(SelfchatError, match="a journal of another version of selfchat") as found:
+        Journal(tmp_path / "journal.sqlite")
+    assert "\n" not in str(found.value)
+    assert (tmp_path / "journal.sqlite").read_bytes()[100:] == before[100:]
 
 
 def test_many_writes_at_once_are_all_on_disk_when_told(journal: Journal, tmp_path: Path) -> None:
     async def calls() -> None:
-        await asyncio.gather(*(intend(journal, f"k{number}") for number in range(500)))
+        await asyncio.gather(*(journal.intend(intent(f"k{n}"), "now") for n in range(500)))
+        connection = sqlite3.connect(tmp_path / "journal.sqlite")
+        assert connection.execute("SELECT count(*) FROM calls").fetchone() == (500,)
+        connection.close()
 
     asyncio.run(calls())
-    connection = sqlite3.connect(os.fspath(tmp_path / "journal.sqlite"))
-    assert connection.execute("SELECT count(*) FROM calls").fetchone() == (500,)
+
+
+def test_many_writes_at_once_share_commits(journal: Journal) -> None:
+    said: list[str] = []
+    journal._writer.set_trace_callback(said.append)
+    ask_all(Teller(["yes"] * 200), journal, range(200), Limits(concurrency=200))
+    assert journal.spent().answered == 200
+    assert said.count("COMMIT") < 40, "600 writes in groups"
+
+
+def test_the_journal_says_what_was_asked(journal: Journal, tmp_path: Path) -> None:
+    ask_all(Teller(["yes"]), journal, [3])
+    connection = sqlite3.connect(tmp_path / "journal.sqlite")
+    row = connection.execute("SELECT model, provider, prompts, request, label FROM calls")
+    model, provider, prompts, written, label = row.fetchone()
     connection.close()
+    assert (model, provider, prompts) == ("scripted:teller", "scripted", "p:1")
+    assert written == canonical_json(request_values(request(3)))
+    assert label.startswith("selfchat-")

@@ -1,41 +1,316 @@
-"""How fast calls may go: requests and tokens a minute, and pauses between attempts."""
+"""When the next call to an endpoint may go: one limiter for all that holds calls back.
+
+It combines requests and tokens a minute (given, or told by the endpoint's headers), the number of
+calls in flight (additive increase, multiplicative decrease), a rate learned from refusals, and a
+breaker. All time is the event loop's, so that a jump of the clock changes nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from typing import NamedTuple
 
-Sleep = Callable[[float], Awaitable[None]]
+from selfchat.core.errors import Interrupted
+from selfchat.models.base import RateLimits
 
-ATTEMPTS = 6
-FIRST_ATTEMPTS = 3  # to connect, while the endpoint has never answered
-_FIRST_PAUSE = 0.5
-_LONGEST_PAUSE = 60.0
-
-
-class Bucket:
-    """A token bucket: `per_minute` units a minute, of which two seconds' worth may come at once."""
-
-    def __init__(self, per_minute: int | None, sleep: Sleep = asyncio.sleep) -> None:
-        self._rate = per_minute / 60 if per_minute else None
-        self._sleep = sleep
-        self._free_at = time.monotonic()
-
-    async def take(self, amount: float) -> None:
-        """Wait until `amount` more units may go; callers are served in the order they came."""
-        if self._rate is None:
-            return
-        now = time.monotonic()
-        start = max(self._free_at, now - 2.0)
-        self._free_at = start + amount / self._rate
-        if start > now:
-            await self._sleep(start - now)
+_SHARE = 0.99  # of a limit that is used: the endpoint's clock and ours differ
+_CREDIT = 0.5  # seconds whose unused calls may be made up for at once
+_RAMP = 1000.0  # calls a second before anything was answered: a limit not known yet shows soon
+_CALM = 10.0  # seconds without a refusal, after which the next one begins a new time of trouble
+_STREAK = 3  # failures in a row, none answered between, that close the gate
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_WINDOW = 2.0  # seconds over which the rate of answers is measured
+_GROWTH = 0.001  # a second, of the learned rate; it doubles every _DOUBLING seconds without refusal
+_DOUBLING = 10.0
+_FASTEST_GROWTH = 0.2
+_ANSWERS_TO_JUDGE = 20  # before a call can be told to be hung
+_PATIENCE, _LEAST_PATIENCE = 10, 30.0  # times the slowest answer of late; seconds
+_FORGETTING = 0.995  # of the slowest answer, with each other one
 
 
-def pause(attempt: int, retry_after: float | None, jitter: random.Random) -> float:
-    """Seconds to wait after failed `attempt` (from 1): full jitter, never less than asked for."""
-    if retry_after is not None:
-        return retry_after + jitter.uniform(0, 1)
+def pause(attempt: int, jitter: random.Random) -> float:
+    """Seconds to wait after failed `attempt` (from 1): full jitter under a doubling limit."""
     return jitter.uniform(0, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**attempt))
+
+
+class Ticket(NamedTuple):
+    """A call in flight: when it entered, and the tokens that were counted for it."""
+
+    entered: float
+    worst: float
+    counted: float
+
+
+class _Flow:
+    """Lets units through at an even rate, in units a second; None lets all through."""
+
+    def __init__(self, rate: float | None, now: float) -> None:
+        self.rate = rate
+        self._due = now
+
+    def wait(self, now: float) -> float:
+        """Seconds until the next unit may go."""
+        return 0.0 if self.rate is None else self._due - now
+
+    def take(self, units: float, now: float) -> None:
+        if self.rate is not None:
+            self._due = max(self._due, now - _CREDIT) + units / self.rate
+
+    def correct(self, units: float) -> None:
+        """Count `units` more, or fewer, for what went before."""
+        if self.rate is not None:
+            self._due += units / self.rate
+
+
+class _Learned:
+    """A rate of calls found from refusals: what was answered of late, and slowly more."""
+
+    def __init__(self, now: float) -> None:
+        self._flow = _Flow(None, now)
+        self._began, self._answers = now, 0  # of the window under way
+        self._measured: float | None = None  # calls a second of the window before
+        self._refused = self._grown = now
+
+    def wait(self, now: float) -> float:
+        return self._flow.wait(now)
+
+    def take(self, now: float) -> None:
+        self._flow.take(1, now)
+
+    def answered(self, now: float) -> None:
+        self._answers += 1
+        elapsed = now - self._began
+        if elapsed >= _WINDOW:
+            self._measured = self._answers / elapsed
+            self.restart(now)
+        if self._flow.rate is not None:
+            self._grow(now)
+
+    def restart(self, now: float) -> None:
+        """Measure anew: calls were held back by something else."""
+        self._began, self._answers = now, 0
+
+    def refused(self, now: float) -> None:
+        self._refused = self._grown = now
+        if self._measured is None:
+            return
+        rate = min(self._measured, self._flow.rate or self._measured)
+        self._flow.rate = max(rate * _SHARE, 1 / _LONGEST_PAUSE)
+
+    def _grow(self, now: float) -> None:
+        calm = now - self._refused
+        growth = min(_FASTEST_GROWTH, _GROWTH * 2 ** (calm / _DOUBLING))
+        assert self._flow.rate is not None
+        self._flow.rate *= 1 + growth * (now - self._grown)
+        self._grown = now
+
+
+class Pace:
+    """One for each endpoint; calls enter in the order they came. For one event loop.
+
+    Args:
+        concurrency: the most calls in flight.
+        requests_per_minute, tokens_per_minute: limits to keep; None is no limit.
+    """
+
+    def __init__(
+        self,
+        concurrency: int,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._now = asyncio.get_running_loop().time
+        now = self._now()
+        self._most = concurrency
+        self._level = float(concurrency)  # calls in flight that are allowed now
+        self._given = RateLimits(requests_per_minute, tokens_per_minute)
+        self._told = RateLimits()
+        self._requests = _Flow(_a_second(requests_per_minute, None), now)
+        self._tokens = _Flow(_a_second(tokens_per_minute, None), now)
+        self._ramp = _Flow(_RAMP, now)
+        self._learned = _Learned(now)
+        self._use: float | None = None  # share of its worst case that a call uses, by experience
+        self._waiting: deque[tuple[float, asyncio.Future[Ticket]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self._jitter = jitter or random.Random()
+        self._stopped = False
+        self._opens = 0.0  # when the gate opens
+        self._probing = False  # one call at a time, until one is answered
+        self._streak = self._closings = 0
+        self._enough = 0.0  # half the level before a time of trouble
+        self._cut_at = now
+        self._since_cut, self._refused_since_cut = 0, 0
+        self._answers, self._slowest = 0, 0.0
+        self.in_flight = 0
+        self.throttled_calls = 0
+        self.last_answer: float | None = None
+
+    @property
+    def level(self) -> int:
+        """Calls in flight that are allowed now."""
+        return 1 if self._probing else int(self._level)
+
+    @property
+    def closed_for(self) -> float:
+        """Seconds until the gate opens; 0 when it is open."""
+        return max(0.0, self._opens - self._now())
+
+    async def enter(self, worst_tokens: int) -> Ticket:
+        """Wait for one's turn.
+
+        Raises:
+            Interrupted: `stop` was called.
+        """
+        self._refuse_when_stopped()
+        now = self._now()
+        if not self._waiting and self._wait(now) <= 0 and self.in_flight < self.level:
+            return self._admit(worst_tokens, now)
+        turn: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        self._waiting.append((worst_tokens, turn))
+        self._let_in()
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave(turn.result())
+            raise
+
+    def _admit(self, worst: float, now: float) -> Ticket:
+        ticket = Ticket(now, worst, worst * (1.0 if self._use is None else self._use))
+        self.in_flight += 1
+        self._requests.take(1, now)
+        self._tokens.take(ticket.counted, now)
+        self._learned.take(now)
+        if self.last_answer is None:
+            self._ramp.take(1, now)
+        return ticket
+
+    def _wait(self, now: float) -> float:
+        """Seconds until another call may go, as far as time decides."""
+        waits = self._opens - now, self._requests.wait(now), self._tokens.wait(now)
+        ramp = self._ramp.wait(now) if self.last_answer is None else 0.0
+        return max(*waits, self._learned.wait(now), ramp)
+
+    def _let_in(self) -> None:
+        """Admit those whose turn it is; when time decides, come back then."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._now()
+        while self._waiting and self.in_flight < self.level:
+            worst, turn = self._waiting[0]
+            if not turn.done():
+                wait = self._wait(now)
+                if wait > 0:
+                    loop = asyncio.get_running_loop()
+                    self._timer = loop.call_later(wait, self._let_in)
+                    return
+                turn.set_result(self._admit(worst, now))
+            self._waiting.popleft()
+
+    def leave(self, ticket: Ticket) -> None:
+        """The call is over; nothing is learned from it."""
+        self.in_flight -= 1
+        if self._waiting:
+            self._let_in()
+
+    def answered(self, ticket: Ticket, limits: RateLimits) -> None:
+        """The call was answered; `limits` is what the answer says of them."""
+        now = self._now()
+        self.last_answer = now
+        self._streak = self._closings = 0
+        self._probing = False
+        self._since_cut += 1
+        self._level = min(self._most, self._level + self._growth())
+        self._learned.answered(now)
+        self._answers += 1
+        self._slowest = max(now - ticket.entered, self._slowest * _FORGETTING)
+        self._obey(limits)
+        self.leave(ticket)
+
+    def _growth(self) -> float:
+        """Of the level, with an answer: fast where known limits, not the level, prevent refusals."""
+        known = self._requests.rate is not None or self._tokens.rate is not None
+        if known and self._level < self._enough:
+            return 1.0
+        return max(1.0, self._level / 20) / self._level
+
+    def used(self, ticket: Ticket, tokens: int) -> None:
+        """What an answered call used: others are expected to use as much of their worst case."""
+        self._tokens.correct(tokens - ticket.counted)
+        share = min(1.0, tokens / ticket.worst)
+        self._use = share if self._use is None else 0.95 * self._use + 0.05 * share
+
+    def throttled(self, ticket: Ticket, retry_after: float | None, limits: RateLimits) -> None:
+        """The call was refused because there were too many."""
+        now = self._now()
+        self._obey(limits)
+        self.throttled_calls += 1
+        self._since_cut += 1
+        self._refused_since_cut += 1
+        if ticket.entered >= self._cut_at:  # the others of a burst say nothing new
+            if now - self._cut_at > _CALM:
+                self._enough = self._level / 2
+            refused = self._refused_since_cut / self._since_cut
+            self._level = max(1.0, min(self._level, self.in_flight) * (1 - refused / 2))
+            self._learned.refused(now)
+            self._cut_at, self._since_cut, self._refused_since_cut = now, 0, 0
+        self._failed(now, retry_after)
+        self.leave(ticket)
+
+    def failed(self, ticket: Ticket, retry_after: float | None) -> None:
+        """The call failed, as calls do during an outage."""
+        self._failed(self._now(), retry_after)
+        self.leave(ticket)
+
+    def _failed(self, now: float, retry_after: float | None) -> None:
+        """Close the gate after failures in a row: for as long as asked for, or longer each time."""
+        self._streak += 1
+        if self._streak < (1 if self._probing else _STREAK):
+            return
+        if now >= self._opens:
+            self._closings += 1
+        wait = pause(self._closings, self._jitter) if retry_after is None else retry_after
+        self._opens = max(self._opens, now + wait)
+        self._learned.restart(self._opens)
+        self._probing = True
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which a call seems hung, by those answered; None while they are few."""
+        if self._answers < _ANSWERS_TO_JUDGE:
+            return None
+        return max(_LEAST_PATIENCE, _PATIENCE * self._slowest)
+
+    def _obey(self, limits: RateLimits) -> None:
+        """Keep the limits that an endpoint tells, unless tighter ones were given."""
+        if limits == self._told:
+            return
+        self._told = limits
+        self._requests.rate = _a_second(self._given.requests, limits.requests)
+        self._tokens.rate = _a_second(self._given.tokens, limits.tokens)
+
+    def stop(self) -> None:
+        """Let nobody in any more; those that wait are told."""
+        self._stopped = True
+        for _, turn in self._waiting:
+            if not turn.done():
+                turn.set_exception(_interrupted())
+        self._waiting.clear()
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stopped:
+            raise _interrupted()
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("stopped; run the same command again to go on")
+
+
+def _a_second(given: float | None, told: float | None) -> float | None:
+    """The rate that keeps both limits a minute."""
+    limits = [limit for limit in (given, told) if limit is not None]
+    return min(limits) / 60 * _SHARE if limits else None

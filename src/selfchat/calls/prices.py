@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from selfchat.core.records import Usage
 
+_BATCH_SHARE = 0.5  # of the price, when a provider makes the calls when it suits it; prices.toml
+
 
 class Price(NamedTuple):
     """Dollars per million tokens, and the day on which that was published."""
@@ -16,11 +18,18 @@ class Price(NamedTuple):
     input: float
     output: float
     as_of: str
+    cached: float | None = None  # of prompt tokens that the provider had cached
 
     def of(self, usage: Usage) -> float:
         """Dollars for `usage`."""
-        paid_in = usage.prompt_tokens * self.input
+        cached_price = self.input if self.cached is None else self.cached
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        paid_in = fresh * self.input + usage.cached_tokens * cached_price
         return (paid_in + usage.completion_tokens * self.output) / 1e6
+
+    def in_batches(self) -> Price:
+        """The price in a provider's batches, where the discount for cached tokens is not added."""
+        return Price(self.input * _BATCH_SHARE, self.output * _BATCH_SHARE, self.as_of)
 
 
 FREE = Price(0.0, 0.0, "always")
@@ -44,7 +53,7 @@ def earlier_prices(address: str) -> list[Price]:
 
 
 def _price(row: dict[str, Any]) -> Price:
-    return Price(row["input"], row["output"], row["as_of"])
+    return Price(row["input"], row["output"], row["as_of"], row.get("cached"))
 
 
 @cache

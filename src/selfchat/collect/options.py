@@ -13,21 +13,39 @@ class CollectOptions(Options):
     """The section `[collect]` of a recipe."""
 
     teacher: str = result("embedded:smollm2-135m", "address of the model that talks with itself")
+    user_teacher: str | None = result(None, "another model for the human's lines, by turns")
     strategy: Strategy = result(
         "transcript", "the whole transcript in one call, or turn by turn (dearer, for small models)"
     )
+    opening: str | None = result(
+        None, "the human's first line, in which ${SEED} stands for the seed; else the strategy's"
+    )
+    preamble: str = result("", "what the teacher is told of a domain, as a system message")
     max_turns: int = result(4, "turns after which a dialogue by turns is over", ge=1)
     min_turns: int = result(1, "dialogues with fewer whole turns are rejected", ge=1)
+    min_words: int = result(0, "dialogues whose replies have fewer words are rejected", ge=0)
+    language: str | None = result(None, "dialogues in another are rejected (ISO 639-1, as in 'en')")
+    near_duplicates: float = result(
+        1.0,
+        "share of words in common from which an opening repeats an earlier one; 0 keeps all",
+        ge=0,
+        le=1,
+    )
     transcript_tokens: int = result(1024, "most tokens of a transcript in one call", ge=1)
     reply_tokens: int = result(512, "most tokens of a reply, by turns", ge=1)
-    user_tokens: int = result(64, "most tokens of a user's line, by turns", ge=1)
+    user_tokens: int = result(64, "most tokens of a human's line, by turns", ge=1)
     temperature: float = result(1.0, "sampling temperature", ge=0, le=2)
     top_p: float = result(1.0, "nucleus sampling's share of probability", gt=0, le=1)
+    user_temperature: float | None = result(None, "of the human's lines, if another", ge=0, le=2)
+    user_top_p: float | None = result(None, "of the human's lines, if another", gt=0, le=1)
     retries: int = result(0, "times that a cut or repeated answer is drawn again, by turns", ge=0)
     rng_seed: int = result(0, "seed of every random choice")
     base_url: str | None = execution(None, "endpoint of an OpenAI-compatible server")
     api_key_env: str = execution("OPENAI_API_KEY", "environment variable that holds the API key")
-    concurrency: int = execution(32, "dialogues in flight", ge=1)
+    user_base_url: str | None = execution(None, "endpoint of user_teacher, if another")
+    user_api_key_env: str | None = execution(None, "API key of user_teacher, if another")
+    batch: bool = execution(False, "use the provider's Batch API: half the price, within a day")
+    concurrency: int = execution(32, "most calls in flight", ge=1)
     rpm: int | None = execution(None, "most requests a minute", ge=1)
     tpm: int | None = execution(None, "most tokens a minute", ge=1)
     max_cost: float | None = execution(None, "dollars that are never exceeded", gt=0)
@@ -35,6 +53,8 @@ class CollectOptions(Options):
     timeout: float = execution(600.0, "seconds after which a call is given up", gt=0)
     price_in: float | None = execution(None, "dollars per million prompt tokens", ge=0)
     price_out: float | None = execution(None, "dollars per million answer tokens", ge=0)
+    user_price_in: float | None = execution(None, "the same, of user_teacher", ge=0)
+    user_price_out: float | None = execution(None, "the same, of user_teacher", ge=0)
 
     @property
     def longest_answer(self) -> int:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections import Counter
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from selfchat.calls.caller import Caller, Limits, Told
+from selfchat.calls.caller import NotAnswered
 from selfchat.calls.journal import Journal
-from selfchat.calls.prices import find_price
+from selfchat.collect.engine import Engine, Teacher, open_teachers, recover_batches, workers_of
+from selfchat.collect.openings import near_duplicates
 from selfchat.collect.options import CollectOptions
-from selfchat.collect.strategies import Conversed, converse, prompt_version
+from selfchat.collect.screen import Screen, Tally
+from selfchat.collect.spool import Spool
+from selfchat.collect.strategies import Conversed, converse, opening, prompt_version
 from selfchat.core.errors import Interrupted, SelfchatError, UsageError
-from selfchat.core.files import read_records, write_records
-from selfchat.core.progress import Bar, Progress
+from selfchat.core.files import read_records
+from selfchat.core.progress import Progress
 from selfchat.core.records import (
     Dialogue,
     Provenance,
@@ -28,200 +32,318 @@ from selfchat.core.records import (
     Usage,
     stable_id,
 )
-from selfchat.models.address import open_teacher
-from selfchat.models.base import Model
 
 DIALOGUES, PROVENANCE, REJECTIONS = "dialogues.jsonl", "provenance.jsonl", "rejections.jsonl"
 JOURNAL = "journal.sqlite"
+_REFRESH = 0.25  # seconds between looks at the screen
 
 
 class Collected(Record):
-    """The figures of a collection, of all its runs together."""
+    """The figures of a collection, of all its runs together but for `seconds`."""
 
     seeds: int
     dialogues: int
     turns: int
     rejected: dict[str, int]
-    calls: int
+    unfinished: int  # seeds whose calls are not all in the journal, when none may be made
+    calls: int  # answered
+    attempts: int  # sent, those included that were refused or lost
+    throttled: int  # answered 429, in this run
     ambiguous: int  # sent, and never known whether answered
-    tokens: int
+    tokens: int  # with those that ambiguous calls may have used
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
     dollars: float | None  # None where the price is unknown
+    dollars_per_dialogue: float | None
+    models: dict[str, int]  # dialogues by the model that answered, in its own words
+    seconds: float  # of this run
 
 
-class _Outcome(NamedTuple):
+class _Numbered(NamedTuple):
+    number: int
     seed: Seed
-    conversed: Conversed
 
 
-def collect(options: CollectOptions, seeds_path: Path, run: Path, progress: Progress) -> Collected:
+class _Plan(NamedTuple):
+    """Which seeds are talked about; the others are repetitions."""
+
+    seeds: int  # all but those that stand twice
+    repeated: frozenset[int]  # numbers of rows whose seed stood before
+    near: dict[int, int]  # numbers of openings that repeat an earlier one, and of that one
+
+
+def collect(
+    options: CollectOptions, seeds_path: Path, run: Path, progress: Progress, reparse: bool = False
+) -> Collected:
     """Write `dialogues.jsonl`, `provenance.jsonl` and `rejections.jsonl`, in seed order.
+
+    Args:
+        reparse: make them from the journal alone, without a call.
 
     Raises:
         BudgetReached, Interrupted: what was collected so far is written; run again to go on.
         SelfchatError: no call can succeed.
     """
-    by_id = {seed.id: seed for seed in read_records(seeds_path, Seed)}  # a seed is paid for once
-    seeds = list(by_id.values())
-    if not seeds:
-        raise UsageError(f"{seeds_path}: no seeds in it")
-    model = open_teacher(options.teacher, options.base_url, options.api_key_env, options.timeout)
-    return asyncio.run(_collect(options, seeds, model, run, progress))
+    plan = _planned(options, seeds_path)
+    teachers = open_teachers(options)
+    if reparse and not (run / JOURNAL).exists():
+        raise UsageError(f"{run / JOURNAL}: no journal to parse anew")
+    return asyncio.run(_collect(options, seeds_path, plan, teachers, run, progress, reparse))
+
+
+def _planned(options: CollectOptions, path: Path) -> _Plan:
+    """Read all seeds once, so that a bad row is found before anything is paid for."""
+    ids: set[str] = set()
+    repeated, openings, numbers = set(), [], []
+    for number, seed in enumerate(read_records(path, Seed)):
+        if seed.id in ids:
+            repeated.add(number)
+            continue
+        ids.add(seed.id)
+        if options.near_duplicates:
+            openings.append(opening(seed, options))
+            numbers.append(number)
+    if not ids:
+        raise UsageError(f"{path}: no seeds in it")
+    pairs = zip(numbers, near_duplicates(openings, options.near_duplicates), strict=True)
+    near = {number: numbers[of] for number, of in pairs if of is not None}
+    return _Plan(len(ids), frozenset(repeated), near)
 
 
 async def _collect(
-    options: CollectOptions, seeds: Sequence[Seed], model: Model, run: Path, progress: Progress
+    options: CollectOptions,
+    seeds_path: Path,
+    plan: _Plan,
+    teachers: list[Teacher],
+    run: Path,
+    progress: Progress,
+    reparse: bool,
 ) -> Collected:
+    began = time.monotonic()
     journal = Journal(run / JOURNAL)
+    spool = Spool(run, (DIALOGUES, PROVENANCE, REJECTIONS), plan.seeds + len(plan.repeated))
     try:
-        caller = _caller(options, model, journal)
-        if caller.price is None:
-            progress.say(f"the price of {options.teacher} is unknown: dollars are not counted")
-        if caller.ambiguous:
-            progress.say(f"{caller.ambiguous} calls were under way when an earlier run was killed")
-        with progress.bar("collect", total=len(seeds)) as bar:
-            outcomes, stopped = await _all(options, seeds, caller, bar)
-        _write(outcomes, options, caller, run)
+        _greet(journal, progress)
+        if not reparse:
+            await recover_batches(teachers, journal, progress.say)
+        workers = workers_of(options, plan.seeds)
+        engine = Engine(options, teachers, journal, workers, reparse, progress.say)
+        if not engine.priced:
+            progress.say("the price of the teacher is unknown: dollars are not counted")
+        work = _Work(options, plan, seeds_path, engine, spool)
+        stopped = await work.run(workers, progress)
+        await journal.flush()
+        spool.write()
+        _part(journal, work.tally, options, run, progress)
         if stopped is not None:
             raise stopped
-        figures = _figures(seeds, outcomes, caller, journal)
-        if lost := figures.rejected.get(Reason.GAVE_UP):
-            progress.say(
-                f"{lost} seeds got no answer after many attempts; to try them again: selfchat "
-                f"collect --recipe {run / 'recipe.toml'} --seeds {run / 'seeds.jsonl'} --out {run}"
-            )
-        return figures
+        return _figures(work.tally, engine, journal, time.monotonic() - began)
     finally:
-        await model.close()
+        spool.close()
+        for teacher in teachers:
+            await teacher.model.close()
         journal.close()
 
 
-def _caller(options: CollectOptions, model: Model, journal: Journal) -> Caller:
-    limits = Limits(
-        concurrency=options.concurrency,
-        requests_per_minute=options.rpm,
-        tokens_per_minute=options.tpm,
-        max_tokens=options.max_tokens,
-        max_cost=options.max_cost,
-    )
-    price = find_price(options.teacher, options.price_in, options.price_out)
-    return Caller(model, journal, price, limits, prompt_version(options))
+class _Work:
+    """The dialogues of one run, many at a time."""
 
-
-async def _all(
-    options: CollectOptions, seeds: Sequence[Seed], caller: Caller, bar: Bar
-) -> tuple[list[_Outcome], SelfchatError | None]:
-    """Converse about every seed, `concurrency` at a time; give what is done and why it stopped.
-
-    The first Ctrl-C lets calls under way come back and be kept; a second one stops at once.
-    """
-    done: dict[str, _Outcome] = {}
-    waiting = iter(seeds)
-    tally: Counter[str] = Counter()
-    stopped: list[SelfchatError] = []
-
-    async def work() -> None:
-        for seed in waiting:
-            if stopped:
-                return
-            try:
-                conversed = await converse(seed, caller, options)
-            except SelfchatError as error:
-                stopped.append(error)
-                caller.stop()
-                return
-            done[seed.id] = _Outcome(seed, conversed)
-            tally["rejected" if conversed.reason else "accepted"] += 1
-            bar.advance(note=_note(tally, caller))
-
-    def interrupt() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        stopped.append(Interrupted("interrupted; run the same command again to go on"))
-        caller.stop()
-
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(options.concurrency, len(seeds))):
-                group.create_task(work())
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
-    in_order = [done[seed.id] for seed in seeds if seed.id in done]
-    return in_order, stopped[0] if stopped else None
-
-
-def _note(tally: Counter[str], caller: Caller) -> str:
-    money = f" · ${caller.spent_dollars:.4f}" if caller.spent_dollars else ""
-    return (
-        f"{tally['accepted']} accepted, {tally['rejected']} rejected · "
-        f"{caller.spent_tokens:,} tokens{money}"
-    )
-
-
-def _write(
-    outcomes: Sequence[_Outcome], options: CollectOptions, caller: Caller, run: Path
-) -> None:
-    dialogues, provenances, rejections = [], [], []
-    for seed, conversed in outcomes:
-        if conversed.reason is not None:
-            rejections.append(
-                Rejection(
-                    id=stable_id(seed.id, "collect"),
-                    seed_id=seed.id,
-                    source=seed.source,
-                    step="collect",
-                    reason=conversed.reason,
-                    detail=conversed.detail,
-                )
-            )
-            continue
-        dialogue = Dialogue.make(seed.id, conversed.messages, seed.source)
-        dialogues.append(dialogue)
-        provenances.append(_provenance(dialogue, conversed.told, options, caller))
-    write_records(run / DIALOGUES, dialogues)
-    write_records(run / PROVENANCE, provenances)
-    write_records(run / REJECTIONS, rejections)
-
-
-def _provenance(
-    dialogue: Dialogue, told: Sequence[Told], options: CollectOptions, caller: Caller
-) -> Provenance:
-    prices = [call.price for call in told if call.price is not None]
-    return Provenance(
-        id=dialogue.id,
-        seed_id=dialogue.seed_id,
-        model=options.teacher,
-        model_returned=told[-1].reply.model,
-        provider=caller.model.provider,
-        strategy=options.strategy,
-        prompt_version=prompt_version(options),
-        sampling=Sampling(
+    def __init__(
+        self, options: CollectOptions, plan: _Plan, seeds: Path, engine: Engine, spool: Spool
+    ) -> None:
+        self._options, self._plan = options, plan
+        self._engine, self._spool = engine, spool
+        self._prompts = prompt_version(options)
+        self._sampling = Sampling(
             temperature=options.temperature,
             top_p=options.top_p,
             max_tokens=options.longest_answer,
-        ),
-        request_ids=tuple(call.reply.request_id for call in told if call.reply.request_id),
-        usage=sum((call.reply.usage for call in told if call.reply.usage), Usage()),
-        price=sum(prices) if prices else None,
-        seconds=round(sum(call.seconds for call in told), 3),
-        finished=max(call.finished for call in told),
-    )
+        )
+        self._waiting = self._to_do(seeds)
+        self._stopped: list[SelfchatError] = []
+        self.tally = Tally(plan.seeds)
+        self._screen = Screen(self.tally, engine.budget, engine.priced, engine.traffic)
+
+    def _to_do(self, path: Path) -> Iterator[_Numbered]:
+        """The seeds that are talked about, read as they are needed; the others are rejected."""
+        ids: dict[int, str] = {}
+        originals = frozenset(self._plan.near.values())
+        for number, seed in enumerate(read_records(path, Seed)):
+            if number in originals:
+                ids[number] = seed.id
+            if number in self._plan.repeated:
+                continue
+            if number in self._plan.near:
+                detail = f"its opening nearly repeats seed {ids[self._plan.near[number]]}"
+                self._reject(_Numbered(number, seed), Reason.NEAR_DUPLICATE, detail)
+                continue
+            yield _Numbered(number, seed)
+
+    async def run(self, workers: int, progress: Progress) -> SelfchatError | None:
+        """Talk about every seed; give why it stopped early, if it did.
+
+        The first Ctrl-C lets calls under way come back and be kept; a second one stops at once.
+        """
+        with self._interruptible(), progress.board(self._screen) as refresh:
+            watching = asyncio.create_task(_every(_REFRESH, refresh))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(workers):
+                        group.create_task(self._talk())
+            finally:
+                watching.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watching
+        return self._stopped[0] if self._stopped else None
+
+    async def _talk(self) -> None:
+        """Take one seed after another until there is none, or something stops all work."""
+        try:
+            for one in self._waiting:
+                if self._stopped:
+                    return
+                try:
+                    conversed = await converse(one.seed, self._engine.talkers, self._options)
+                except NotAnswered:
+                    self.tally.unfinished += 1
+                    await asyncio.sleep(0)
+                else:
+                    self._keep(one, conversed)
+        except SelfchatError as error:
+            self._stop(error)
+        finally:
+            self._engine.left()
+
+    def _stop(self, error: SelfchatError) -> None:
+        self._stopped.append(error)
+        self._engine.stop()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+
+        def interrupt() -> None:
+            for one in signals:
+                loop.remove_signal_handler(one)
+            self._screen.note = "finishing the calls under way; Ctrl-C again stops at once"
+            self._stop(Interrupted("interrupted; run the same command again to go on"))
+
+        for one in signals:
+            loop.add_signal_handler(one, interrupt)
+        try:
+            yield
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+    def _keep(self, one: _Numbered, conversed: Conversed) -> None:
+        if conversed.reason is not None:
+            self._reject(one, conversed.reason, conversed.detail)
+            return
+        dialogue = Dialogue.make(one.seed.id, conversed.messages, one.seed.source)
+        provenance = self._provenance(dialogue, conversed)
+        self._spool.put(one.number, {DIALOGUES: dialogue, PROVENANCE: provenance})
+        self.tally.dialogues += 1
+        self.tally.turns += len(conversed.messages) // 2
+        self.tally.models[provenance.model_returned] += 1
+
+    def _reject(self, one: _Numbered, reason: Reason, detail: str) -> None:
+        rejection = Rejection(
+            id=stable_id(one.seed.id, "collect"),
+            seed_id=one.seed.id,
+            source=one.seed.source,
+            step="collect",
+            reason=reason,
+            detail=detail,
+        )
+        self._spool.put(one.number, {REJECTIONS: rejection})
+        self.tally.rejected[reason] += 1
+
+    def _provenance(self, dialogue: Dialogue, conversed: Conversed) -> Provenance:
+        options = self._options
+        prices = [call.price for call in conversed.calls if call.price is not None]
+        return Provenance(
+            id=dialogue.id,
+            seed_id=dialogue.seed_id,
+            model=options.teacher,
+            model_returned=conversed.calls[0].model_returned,
+            provider=self._engine.talkers.assistant.model.provider,
+            strategy=options.strategy,
+            prompt_version=self._prompts,
+            sampling=self._sampling,
+            usage=sum((call.usage for call in conversed.calls if call.usage), Usage()),
+            price=sum(prices) if prices else None,
+            calls=conversed.calls,
+        )
 
 
-def _figures(
-    seeds: Sequence[Seed], outcomes: Sequence[_Outcome], caller: Caller, journal: Journal
-) -> Collected:
+async def _every(seconds: float, act: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        act()
+
+
+def _greet(journal: Journal, progress: Progress) -> None:
+    """Say what state the journal is in."""
+    if journal.salvaged:
+        rows, lost, kept_as = journal.salvaged
+        progress.say(
+            f"the journal was damaged: {rows:,} calls could be read and {lost:,} are lost; the "
+            f"damaged file is kept as {kept_as}"
+        )
+    if ambiguous := journal.spent().ambiguous:
+        progress.say(
+            f"{ambiguous:,} attempts of earlier runs have no known end: they are charged at their "
+            "most"
+        )
+
+
+def _part(
+    journal: Journal, tally: Tally, options: CollectOptions, run: Path, progress: Progress
+) -> None:
+    """Say what a person should know of what was collected."""
+    if journal.damaged_answers:
+        progress.say(
+            f"{journal.damaged_answers:,} answers in the journal were damaged: they count as lost, "
+            "and were asked again"
+        )
+    asked = options.teacher.partition(":")[2]
+    others = [
+        name for name in tally.models if name and not name.startswith((asked, options.teacher))
+    ]
+    if others:
+        progress.say(f"the endpoint answers as {', '.join(sorted(others)[:3])}, not as {asked}")
+    if lost := tally.rejected[Reason.GAVE_UP]:
+        progress.say(
+            f"{lost} seeds got no answer after many attempts; to try them again: selfchat "
+            f"collect --recipe {run / 'recipe.toml'} --seeds {run / 'seeds.jsonl'} --out {run}"
+        )
+    if tally.unfinished:
+        progress.say(f"{tally.unfinished:,} seeds are not finished: collect them without --reparse")
+
+
+def _figures(tally: Tally, engine: Engine, journal: Journal, seconds: float) -> Collected:
     spent = journal.spent()
-    rejected = Counter(
-        str(outcome.conversed.reason) for outcome in outcomes if outcome.conversed.reason
-    )
+    dollars = round(spent.dollars, 6) if engine.priced else None
+    traffic = engine.traffic()
     return Collected(
-        seeds=len(seeds),
-        dialogues=len(outcomes) - rejected.total(),
-        turns=sum(len(outcome.conversed.messages) // 2 for outcome in outcomes),
-        rejected=dict(sorted(rejected.items())),
+        seeds=tally.seeds,
+        dialogues=tally.dialogues,
+        turns=tally.turns,
+        rejected=dict(sorted(tally.rejected.items())),
+        unfinished=tally.unfinished,
         calls=spent.answered,
+        attempts=spent.attempts,
+        throttled=traffic.throttled,
         ambiguous=spent.ambiguous,
         tokens=spent.tokens,
-        dollars=None if caller.price is None else round(spent.dollars, 6),
+        prompt_tokens=spent.usage.prompt_tokens,
+        completion_tokens=spent.usage.completion_tokens,
+        cached_tokens=spent.usage.cached_tokens,
+        dollars=dollars,
+        dollars_per_dialogue=dollars / tally.dialogues if dollars and tally.dialogues else None,
+        models=dict(sorted(tally.models.items())),
+        seconds=round(seconds, 3),
     )

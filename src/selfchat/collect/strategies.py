@@ -7,12 +7,21 @@ from typing import NamedTuple
 
 from selfchat.calls.caller import Caller, Told
 from selfchat.collect.options import CollectOptions
-from selfchat.core.records import Message, Reason, Sampling, Seed, stable_id
+from selfchat.collect.quality import (
+    Fault,
+    dialogue_fault,
+    is_goodbye,
+    is_refusal,
+    line_fault,
+    without_label,
+)
+from selfchat.core.records import Call, Message, Reason, Role, Sampling, Seed, stable_id
 from selfchat.models.base import Refused, Request
 from selfchat.template.prompts import fill, prompt, prompt_hash
 from selfchat.template.transcript import Unreadable, parse_transcript
 
-_OPENING = ("Hello!", "Hi! How can I help you?")  # the template's own first turn, if repeated
+_OPENING = ("Hello!", "Hi! How can I help you?")  # the template's own first turn
+_TEMPLATE_TURN = f"[Human] {_OPENING[0]}\n[AI] {_OPENING[1]}"
 _END = "[END]"
 
 
@@ -22,7 +31,14 @@ class Conversed(NamedTuple):
     messages: tuple[Message, ...]
     reason: Reason | None
     detail: str
-    told: tuple[Told, ...]
+    calls: tuple[Call, ...]
+
+
+class Talkers(NamedTuple):
+    """Who writes the assistant's lines, or whole transcripts, and who writes the human's."""
+
+    assistant: Caller
+    user: Caller
 
 
 def prompt_version(options: CollectOptions) -> str:
@@ -31,36 +47,62 @@ def prompt_version(options: CollectOptions) -> str:
     return "+".join(f"{name}:{prompt_hash(name)}" for name in names)
 
 
-async def converse(seed: Seed, caller: Caller, options: CollectOptions) -> Conversed:
+def opening(seed: Seed, options: CollectOptions) -> str:
+    """What the human says first, or what the transcript is about."""
+    if options.opening is None:
+        return seed.text
+    return options.opening.replace("${SEED}", seed.text)
+
+
+async def converse(seed: Seed, talkers: Talkers, options: CollectOptions) -> Conversed:
     """Have the teacher talk with itself about a seed."""
     if options.strategy == "transcript":
-        return await _transcript(seed, caller, options)
-    return await _Turns(seed, caller, options).run()
+        return await _transcript(seed, talkers.assistant, options)
+    return await _Turns(seed, talkers, options).run()
 
 
 async def _transcript(seed: Seed, caller: Caller, options: CollectOptions) -> Conversed:
-    asked = Message(role="user", content=fill(prompt("self_chat"), SEED=seed.text) + "\n")
-    sampling = _sampling(options, options.longest_answer)
-    told: tuple[Told, ...] = ()
+    text = fill(prompt("self_chat"), SEED=seed.text)
+    first = None if options.opening is None else opening(seed, options)
+    if first is not None:
+        text = text.removesuffix(_TEMPLATE_TURN) + f"[Human] {first}\n[AI]"
+    messages = (*_preamble(options), Message(role="user", content=text + "\n"))
+    sampling = _sampling(options, "assistant")
+    calls: tuple[Call, ...] = ()
     try:
-        answer = await caller.ask(Request((asked,), sampling, _draw_seed(options, seed, 0)))
-        told = (answer,)
-        messages = parse_transcript(answer.reply.text, cut=answer.reply.finish == "length")
+        told = await caller.ask(Request(messages, sampling, _draw_seed(options, seed, 0)))
+        calls = (told.call,)
+        spoken = _read(told, first)
     except (Refused, Unreadable) as fault:
-        return Conversed((), fault.reason, fault.detail, told)
-    if tuple(message.content for message in messages[:2]) == _OPENING:
-        messages = messages[2:]
-    return _judged(messages, told, options, Reason.TOO_FEW_TURNS, "")
+        return Conversed((), fault.reason, fault.detail, calls)
+    if tuple(message.content for message in spoken[:2]) == _OPENING:
+        spoken = spoken[2:]
+    return _judged(spoken, calls, options, Fault(Reason.TOO_FEW_TURNS, ""))
+
+
+def _read(told: Told, first: str | None) -> tuple[Message, ...]:
+    """The transcript's messages; it goes on after the `first` line, if that was given to it."""
+    text = told.reply.text
+    if first is not None and not text.lstrip(" \n*_").lower().startswith("[human"):
+        reply = text.lstrip()
+        mark = "" if reply.lstrip("*_").lower().startswith("[ai") else "[AI] "
+        text = f"[Human] {first}\n{mark}{reply}"
+    try:
+        return parse_transcript(text, cut=told.reply.finish == "length")
+    except Unreadable as unreadable:
+        if unreadable.reason is Reason.UNPARSABLE and is_refusal(told.reply.text):
+            raise Unreadable(Reason.REFUSAL, told.reply.text[:100]) from None
+        raise
 
 
 class _Turns:
-    """One dialogue, turn by turn: the seed is the user's first message."""
+    """One dialogue, turn by turn: the seed is the human's first message."""
 
-    def __init__(self, seed: Seed, caller: Caller, options: CollectOptions) -> None:
-        self._seed, self._caller, self._options = seed, caller, options
-        self._messages = [Message(role="user", content=seed.text)]
-        self._told: list[Told] = []
-        self._fault = (Reason.TOO_FEW_TURNS, "")
+    def __init__(self, seed: Seed, talkers: Talkers, options: CollectOptions) -> None:
+        self._seed, self._talkers, self._options = seed, talkers, options
+        self._messages = [Message(role="user", content=opening(seed, options))]
+        self._calls: list[Call] = []
+        self._fault = Fault(Reason.TOO_FEW_TURNS, "")
 
     async def run(self) -> Conversed:
         for turn in range(self._options.max_turns):
@@ -69,84 +111,88 @@ class _Turns:
             if not await self._assistant_speaks():
                 break
         whole = self._messages[: len(self._messages) // 2 * 2]
-        return _judged(whole, tuple(self._told), self._options, *self._fault)
+        return _judged(whole, tuple(self._calls), self._options, self._fault)
 
     async def _assistant_speaks(self) -> bool:
-        sampling = _sampling(self._options, self._options.longest_answer)
-        request = Request(self._so_far(), sampling)
-        return await self._say(request, Message(role="assistant", content="-"))
+        request = Request(self._so_far(), _sampling(self._options, "assistant"))
+        return await self._say(request, "assistant", self._talkers.assistant)
 
     async def _user_speaks(self) -> bool:
-        sampling = _sampling(self._options, self._options.user_tokens)
-        line = Message(role="user", content="-")
-        if self._caller.model.speaks_as_user:
-            return await self._say(Request(self._so_far(), sampling, speaker="user"), line)
+        sampling, caller = _sampling(self._options, "user"), self._talkers.user
+        if caller.model.speaks_as_user:
+            return await self._say(
+                Request(self._so_far(), sampling, speaker="user"), "user", caller
+            )
         transcript = "\n\n".join(f"{_WHO[said.role]}: {said.content}" for said in self._messages)
         text = fill(prompt("turns_user"), SEED=self._seed.text, END=_END, TRANSCRIPT=transcript)
-        return await self._say(Request((Message(role="user", content=text),), sampling), line)
+        asked = (*_preamble(self._options), Message(role="user", content=text))
+        return await self._say(Request(asked, sampling), "user", caller)
 
     def _so_far(self) -> tuple[Message, ...]:
         """The same beginning for both speakers, so that a local engine computes it once."""
-        return (Message(role="system", content=prompt("turns_reply")), *self._messages)
+        told = "\n\n".join(filter(None, (self._options.preamble, prompt("turns_reply"))))
+        return (Message(role="system", content=told), *self._messages)
 
-    async def _say(self, request: Request, line: Message) -> bool:
+    async def _say(self, request: Request, speaker: Role, caller: Caller) -> bool:
         """Add what is said next; False when the conversation is over, or this cannot be used."""
         for attempt in range(self._options.retries + 1):
             drawn = _draw_seed(self._options, self._seed, len(self._messages), attempt)
             try:
-                told = await self._caller.ask(request._replace(rng_seed=drawn))
+                told = await caller.ask(request._replace(rng_seed=drawn))
             except Refused as refused:
-                self._fault = (refused.reason, refused.detail)
+                self._fault = Fault(refused.reason, refused.detail)
                 return False
-            self._told.append(told)
+            self._calls.append(told.call.model_copy(update={"speaker": speaker}))
             text = told.reply.text.strip()
-            if line.role == "user" and _END in text:
-                return False
-            fault = _line_fault(text, told.reply.finish == "length", self._messages)
+            if speaker == "user":
+                text = without_label(text)
+                if text.endswith(_END) or is_goodbye(text):
+                    return False
+            fault = line_fault(text, speaker, self._messages)
+            if fault is None and told.reply.finish == "length":
+                fault = Fault(Reason.TRUNCATED, "cut by the length cap")
             if fault is None:
-                self._messages.append(line.model_copy(update={"content": text}))
+                self._messages.append(Message(role=speaker, content=text))
                 return True
             self._fault = fault
         return False
 
 
-_WHO = {"user": "Human", "assistant": "AI", "system": "System"}
-
-
-def _line_fault(text: str, cut: bool, before: Sequence[Message]) -> tuple[Reason, str] | None:
-    if not text:
-        return Reason.EMPTY_TURN, "nothing was said"
-    if cut:
-        return Reason.TRUNCATED, "cut by the length cap"
-    if any(_same(text, message.content) for message in before):
-        return Reason.REPEATED_TURN, "said before"
-    return None
+_WHO = {"user": "Human", "assistant": "AI"}
 
 
 def _judged(
     messages: Sequence[Message],
-    told: tuple[Told, ...],
+    calls: tuple[Call, ...],
     options: CollectOptions,
-    reason: Reason,
-    detail: str,
+    short: Fault,
 ) -> Conversed:
-    """Accept a conversation of enough turns in which no reply is repeated."""
+    """Accept a conversation of enough turns that has no fault."""
     if len(messages) // 2 < options.min_turns:
-        return Conversed((), reason, detail or f"{len(messages) // 2} whole turns", told)
-    replies = [message.content for message in messages if message.role == "assistant"]
-    for index, reply in enumerate(replies):
-        if any(_same(reply, earlier) for earlier in replies[:index]):
-            return Conversed((), Reason.REPEATED_TURN, f"reply {index + 1} was given before", told)
-    return Conversed(tuple(messages), None, "", told)
+        detail = short.detail or f"{len(messages) // 2} whole turns"
+        return Conversed((), short.reason, detail, calls)
+    if fault := dialogue_fault(messages, options.min_words, options.language):
+        return Conversed((), fault.reason, fault.detail, calls)
+    return Conversed(tuple(messages), None, "", calls)
 
 
-def _same(text: str, other: str) -> bool:
-    """Whether two texts say the same but for case and white space."""
-    return text.casefold().split() == other.casefold().split()
+def _preamble(options: CollectOptions) -> tuple[Message, ...]:
+    return (Message(role="system", content=options.preamble),) if options.preamble else ()
 
 
-def _sampling(options: CollectOptions, max_tokens: int) -> Sampling:
-    return Sampling(temperature=options.temperature, top_p=options.top_p, max_tokens=max_tokens)
+def _sampling(options: CollectOptions, speaker: Role) -> Sampling:
+    if speaker == "assistant":
+        return Sampling(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_tokens=options.longest_answer,
+        )
+    warm, share = options.user_temperature, options.user_top_p
+    return Sampling(
+        temperature=options.temperature if warm is None else warm,
+        top_p=options.top_p if share is None else share,
+        max_tokens=options.user_tokens,
+    )
 
 
 def _draw_seed(options: CollectOptions, seed: Seed, place: int, attempt: int = 0) -> int:

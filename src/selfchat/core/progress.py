@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 _TELLING = 0.05  # the share that must be done before it tells how long the rest takes
 
@@ -18,10 +18,35 @@ class Bar(Protocol):
     def advance(self, amount: float = 1, note: str = "") -> None: ...
 
 
+class Board(Protocol):
+    """The progress of work with more to tell than how much is done."""
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def done(self) -> int: ...
+
+    @property
+    def total(self) -> int: ...
+
+    def lines(self) -> list[str]:
+        """For a terminal, where they are drawn anew."""
+        ...
+
+    def line(self) -> str:
+        """For a log."""
+        ...
+
+
 class Progress(Protocol):
     """Where steps say how far they are."""
 
     def say(self, line: str) -> None: ...
+
+    def board(self, board: Board) -> AbstractContextManager[Callable[[], None]]:
+        """Show a board; what it gives is to be called often, and shows it anew when it is time."""
+        ...
 
     def bar(self, title: str, total: float, done: float = 0) -> AbstractContextManager[Bar]: ...
 
@@ -50,6 +75,10 @@ class Quiet:
     def say(self, line: str) -> None: ...
 
     @contextmanager
+    def board(self, board: Board) -> Iterator[Callable[[], None]]:
+        yield lambda: None
+
+    @contextmanager
     def bar(self, title: str, total: float, done: float = 0) -> Iterator[Bar]:
         yield self
 
@@ -72,6 +101,24 @@ class Plain:
         bar = _PlainBar(self, title, total, done, self._every)
         yield bar
         bar.finish()
+
+    @contextmanager
+    def board(self, board: Board) -> Iterator[Callable[[], None]]:
+        said = time.monotonic()
+
+        def tell() -> None:
+            self.say(f"{board.title}: {board.done:,}/{board.total:,} · {board.line()}")
+
+        def refresh() -> None:
+            nonlocal said
+            if time.monotonic() - said >= self._every:
+                said = time.monotonic()
+                tell()
+
+        try:
+            yield refresh
+        finally:
+            tell()
 
 
 class _PlainBar:
@@ -126,6 +173,26 @@ class Live:
         with rich_progress.Progress(*columns, console=self._console) as display:
             task = display.add_task(title, total=total, completed=int(done), note="")
             yield _LiveBar(display, task)
+
+    @contextmanager
+    def board(self, board: Board) -> Iterator[Callable[[], None]]:
+        from rich.live import Live as Screen
+
+        with Screen(_drawn(board), console=self._console, auto_refresh=False) as screen:
+            yield lambda: screen.update(_drawn(board), refresh=True)
+            screen.update(_drawn(board), refresh=True)
+
+
+def _drawn(board: Board) -> Any:
+    """A bar, and the lines below it."""
+    from rich.columns import Columns
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.text import Text
+
+    bar = ProgressBar(total=max(board.total, 1), completed=board.done, width=40)
+    head = Columns([Text(board.title), bar, Text(f"{board.done:,} of {board.total:,}")])
+    return Group(head, *(Text(f"  {printable(line)}", style="dim") for line in board.lines()))
 
 
 class _LiveBar:

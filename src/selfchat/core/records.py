@@ -18,9 +18,12 @@ def stable_id(*parts: object) -> str:
     return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:16]
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _CANONICAL.encode(value)
 
 
 class Record(BaseModel):
@@ -116,16 +119,23 @@ class Reason(StrEnum):
 
     UNPARSABLE = "unparsable"
     ONE_SIDED = "one_sided"
+    ROLE_FLIP = "role_flip"
     MARKER_LEAK = "marker_leak"
+    SIMULATOR_LEAK = "simulator_leak"
+    REFUSAL = "refusal"
     EMPTY_TURN = "empty_turn"
     TRUNCATED = "truncated"
     REPEATED_TURN = "repeated_turn"
+    ENDLESS_GOODBYES = "endless_goodbyes"
+    WRONG_LANGUAGE = "wrong_language"
     TOO_FEW_TURNS = "too_few_turns"
+    TOO_SHORT = "too_short"
     CONTENT_FILTER = "content_filter"
     CONTEXT_FULL = "context_full"
     BAD_ANSWER = "bad_answer"
     GAVE_UP = "gave_up"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
     WRONG_DOMAIN = "wrong_domain"
     NOT_SAMPLED = "not_sampled"
 
@@ -168,6 +178,21 @@ class Sampling(Record):
     max_tokens: int = Field(512, ge=1)
 
 
+class Call(Record):
+    """Where one line of a dialogue, or a whole transcript, came from."""
+
+    key: str  # of its row in the journal
+    speaker: Role
+    model: str
+    model_returned: str
+    request_id: str
+    usage: Usage | None  # None where the endpoint did not say
+    price: float | None  # dollars
+    seconds: float
+    finished: str  # UTC
+    batch: str = ""  # the provider's batch that it was made in
+
+
 class Provenance(Record):
     """Where one dialogue came from; times and prices live here, never in the dialogue."""
 
@@ -179,11 +204,9 @@ class Provenance(Record):
     strategy: str
     prompt_version: str
     sampling: Sampling
-    request_ids: tuple[str, ...] = ()
     usage: Usage = Usage()
     price: float | None = None
-    seconds: float = 0.0
-    finished: str = ""
+    calls: tuple[Call, ...] = ()
 
 
 class ChatSettings(Record):

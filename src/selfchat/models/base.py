@@ -19,14 +19,33 @@ class Request(NamedTuple):
     speaker: Role = "assistant"
 
 
+class RateLimits(NamedTuple):
+    """What an endpoint says that it allows a minute; None where it does not say."""
+
+    requests: float | None = None
+    tokens: float | None = None
+
+
+class Answer(NamedTuple):
+    """A raw answer as it came, and what came beside it."""
+
+    raw: str
+    request_id: str = ""
+    limits: RateLimits = RateLimits()
+
+
 class Reply(NamedTuple):
-    """What a model answered; `usage` is None when it did not say."""
+    """What a model answered; `usage` is None when it did not say.
+
+    A reply that is of no use has a `fault`, the reason and a detail; it was paid for all the same.
+    """
 
     text: str
     finish: FinishReason
     usage: Usage | None
     model: str = ""
-    request_id: str = ""
+    id: str = ""
+    fault: tuple[Reason, str] | None = None
 
 
 class Model(Protocol):
@@ -39,8 +58,12 @@ class Model(Protocol):
     provider: str
     speaks_as_user: bool  # whether it can continue a conversation as the user
 
-    async def send(self, request: Request) -> str:
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
         """Ask, and return the raw answer.
+
+        Args:
+            label: names the call to the provider, the same for every attempt.
+            timeout: seconds after which the call is given up, if sooner than the model's own limit.
 
         Raises:
             Busy: worth trying again; Lost when it may have cost.
@@ -50,7 +73,7 @@ class Model(Protocol):
         ...
 
     def read(self, raw: str) -> Reply:
-        """Make sense of a raw answer; raises Refused when it makes none."""
+        """Make sense of a raw answer; never raises."""
         ...
 
     async def close(self) -> None: ...
@@ -62,6 +85,19 @@ class Busy(Exception):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Throttled(Busy):
+    """Too many requests: the endpoint asks to go slower, and may say what it allows."""
+
+    def __init__(
+        self,
+        message: str,
+        retry_after: float | None = None,
+        limits: RateLimits = RateLimits(),  # noqa: B008 - immutable
+    ) -> None:
+        super().__init__(message, retry_after)
+        self.limits = limits
 
 
 class Unreachable(Busy):

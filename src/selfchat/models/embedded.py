@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from selfchat.core.errors import SelfchatError, missing_extra
 from selfchat.core.files import written_whole
 from selfchat.core.records import Message, Reason, Usage
-from selfchat.models.base import AddressError, Refused, Reply, Request
+from selfchat.models.base import AddressError, Answer, FinishReason, Reply, Request
 from selfchat.models.remote import RemoteModel
 from selfchat.template.markers import neutralise_specials
 
@@ -98,7 +98,7 @@ class EmbeddedModel:
         self._server: Any = None
         self._http: RemoteModel | None = None
 
-    async def send(self, request: Request) -> str:
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
         sampling = request.sampling
         body = {
             "prompt": chatml_prompt(request),
@@ -111,23 +111,26 @@ class EmbeddedModel:
             "stop": ["<|im_end|>"],
             "cache_prompt": True,
         }
-        return await self._open().post("/completion", body)
+        return await self._open().post("/completion", body, timeout=timeout)
 
     def read(self, raw: str) -> Reply:
         try:
             answer = json.loads(raw)
             text, limit = answer["content"], answer["stop_type"] == "limit"
         except (ValueError, LookupError, TypeError):
-            raise Refused(Reason.BAD_ANSWER, f"not a completion: {raw[:80]!r}") from None
-        if not text.strip():
-            raise Refused(Reason.BAD_ANSWER, "an empty answer")
-        if answer.get("truncated"):
-            raise Refused(Reason.CONTEXT_FULL, f"over {SLOT_CONTEXT} tokens")
+            wrong = Reason.BAD_ANSWER, f"not a completion: {raw[:80]!r}"
+            return Reply("", "stop", None, model=self.address, fault=wrong)
         usage = Usage(
             prompt_tokens=answer.get("tokens_evaluated", 0),
             completion_tokens=answer.get("tokens_predicted", 0),
         )
-        return Reply(text, "length" if limit else "stop", usage, model=self.address)
+        fault = None
+        if not text.strip():
+            fault = Reason.BAD_ANSWER, "an empty answer"
+        elif answer.get("truncated"):
+            fault = Reason.CONTEXT_FULL, f"over {SLOT_CONTEXT} tokens"
+        finish: FinishReason = "length" if limit else "stop"
+        return Reply(text, finish, usage, model=self.address, fault=fault)
 
     async def close(self) -> None:
         if self._http is not None:

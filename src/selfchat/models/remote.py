@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,13 +17,16 @@ import aiohttp
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Reason, Usage
 from selfchat.models.base import (
+    Answer,
     Busy,
     FinishReason,
     Lost,
     ModelFailed,
+    RateLimits,
     Refused,
     Reply,
     Request,
+    Throttled,
     Unreachable,
     Unwelcome,
 )
@@ -32,7 +40,9 @@ _FINISH: dict[str, FinishReason] = {
     "content_filter": "content_filter",
 }
 _MOST_TOKENS = 1 << 31  # of one call: more is nonsense
+_MOST_BYTES = 1 << 25  # of one answer
 _NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_CONNECT_SECONDS = 30.0
 
 
 class RemoteModel:
@@ -53,17 +63,25 @@ class RemoteModel:
         self._url = (base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI_URL).rstrip("/")
         if urlsplit(self._url).scheme not in ("http", "https"):
             raise UsageError(f"base URL {self._url!r}: it must start with http:// or https://")
+        self._key_variable = key_variable
         self._key = api_key(key_variable)
-        if not self._key and self._url == OPENAI_URL:
-            raise UsageError(
-                f"no API key: set {key_variable}, or {key_variable}_FILE to a file that holds it"
-            )
-        self._timeout = aiohttp.ClientTimeout(total=timeout, connect=30)
+        self._timeout = timeout
         self._limit = "max_tokens"
         self._session: aiohttp.ClientSession | None = None
 
-    async def send(self, request: Request) -> str:
-        body = {
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
+        body = self.body(request)
+        try:
+            return await self.post("/chat/completions", body, label, timeout)
+        except Unwelcome as fault:
+            if self._limit == _NEWER_LIMIT or _NEWER_LIMIT not in fault.detail:
+                raise
+        self._limit = _NEWER_LIMIT
+        return await self.post("/chat/completions", self.body(request), label, timeout)
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """The request as the endpoint takes it."""
+        return {
             "model": self._name,
             "messages": [
                 {"role": message.role, "content": message.content} for message in request.messages
@@ -73,27 +91,43 @@ class RemoteModel:
             self._limit: request.sampling.max_tokens,
             "seed": request.rng_seed,
         }
-        try:
-            return await self.post("/chat/completions", body)
-        except Unwelcome as fault:
-            if self._limit == _NEWER_LIMIT or _NEWER_LIMIT not in fault.detail:
-                raise
-        body[_NEWER_LIMIT] = body.pop(self._limit)
-        answer = await self.post("/chat/completions", body)
-        self._limit = _NEWER_LIMIT
-        return answer
 
-    async def post(self, path: str, body: dict[str, Any]) -> str:
-        """Send one request and return the body of a good answer; see Model.send for the errors."""
+    async def post(
+        self, path: str, body: dict[str, Any], label: str = "", timeout: float | None = None
+    ) -> Answer:
+        """Send JSON; see Model.send for the errors."""
+        headers = {"Content-Type": "application/json"}
+        if label:
+            headers["Idempotency-Key"] = label
+        data = json.dumps(body).encode()
+        return await self.call("POST", path, data=data, headers=headers, timeout=timeout)
+
+    async def call(
+        self, method: str, path: str, timeout: float | None = None, **content: Any
+    ) -> Answer:
+        """Make one HTTP request and return the body of a good answer; see Model.send."""
+        return await self._call(method, path, timeout, _MOST_BYTES, **content)
+
+    async def download(self, path: str) -> str:
+        """A file of any size."""
+        return (await self._call("GET", path, None, None)).raw
+
+    async def _call(
+        self, method: str, path: str, timeout: float | None, most: int | None, **content: Any
+    ) -> Answer:
         session = self._open_session()
+        limit = _time_limit(min(timeout or self._timeout, self._timeout))
         try:
-            async with session.post(self._url + path, json=body, allow_redirects=False) as answer:
-                text = (await answer.read()).decode("utf-8", "replace")
+            async with session.request(
+                method, self._url + path, allow_redirects=False, timeout=limit, **content
+            ) as answer:
+                text = await _text(answer, most)
                 if answer.status == 200:
-                    return text
-                raise _failure(
-                    answer.status, redact(text, self._key), answer.headers, self.address, self._url
-                )
+                    return Answer(
+                        text, answer.headers.get("x-request-id", ""), _rate_limits(answer.headers)
+                    )
+                said = redact(text, self._key)
+                raise failure(answer.status, said, answer.headers, self.address, self._url)
         except aiohttp.InvalidURL:
             raise UsageError(f"base URL {self._url!r} is no URL") from None
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
@@ -107,18 +141,21 @@ class RemoteModel:
             choice = answer["choices"][0]
             text = choice["message"]["content"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise Refused(Reason.BAD_ANSWER, f"not a chat completion: {raw[:80]!r}") from None
-        finish = choice.get("finish_reason")
+            return _faulty(f"not a chat completion: {_shown(raw)}")
+        usage = _usage(answer.get("usage"))
+        finish = str(choice.get("finish_reason"))
+        fault = None
         if finish == "content_filter":
-            raise Refused(Reason.CONTENT_FILTER, "stopped by the provider's filter")
-        if not isinstance(text, str) or not text.strip():
-            raise Refused(Reason.BAD_ANSWER, "an empty answer")
+            fault = Reason.CONTENT_FILTER, "stopped by the provider's filter"
+        elif not isinstance(text, str) or not text.strip():
+            fault = _empty(choice)
         return Reply(
-            text=_unicode(text),
-            finish=_FINISH.get(str(finish), "stop"),
-            usage=_usage(answer.get("usage")),
+            text=_unicode(text) if isinstance(text, str) else "",
+            finish=_FINISH.get(finish, "stop"),
+            usage=usage,
             model=_unicode(str(answer.get("model") or "")),
-            request_id=_unicode(str(answer.get("id") or "")),
+            id=_unicode(str(answer.get("id") or "")),
+            fault=fault,
         )
 
     async def close(self) -> None:
@@ -127,13 +164,50 @@ class RemoteModel:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
+            if not self._key and self._url == OPENAI_URL:
+                raise UsageError(
+                    f"no API key: set {self._key_variable}, or {self._key_variable}_FILE to a file "
+                    "that holds it"
+                )
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-                timeout=self._timeout,
+                cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
             )
         return self._session
+
+
+@lru_cache(maxsize=256)
+def _time_limit(seconds: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
+
+
+async def _text(answer: aiohttp.ClientResponse, most: int | None) -> str:
+    """The body, of at most `most` bytes; what is no UTF-8 is replaced."""
+    chunks, size = [], 0
+    async for chunk in answer.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if most is not None and size > most:
+            raise Refused(Reason.BAD_ANSWER, f"an answer of more than {most:,} bytes")
+    return b"".join(chunks).decode("utf-8", "replace")
+
+
+def _shown(raw: str) -> str:
+    return repr(raw[:80])
+
+
+def _faulty(detail: str) -> Reply:
+    return Reply("", "stop", None, fault=(Reason.BAD_ANSWER, detail))
+
+
+def _empty(choice: Any) -> tuple[Reason, str]:
+    """Why an answer holds no text."""
+    refusal = choice["message"].get("refusal")
+    if isinstance(refusal, str) and refusal.strip():
+        return Reason.REFUSAL, _unicode(refusal)[:200]
+    return Reason.BAD_ANSWER, "an empty answer"
 
 
 def _unicode(text: str) -> str:
@@ -148,28 +222,35 @@ def _usage(value: Any) -> Usage | None:
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
     counts: list[Any] = [value.get("prompt_tokens"), value.get("completion_tokens"), cached or 0]
-    if not all(isinstance(count, int) and 0 <= count < _MOST_TOKENS for count in counts):
+    if not all(type(count) is int and 0 <= count < _MOST_TOKENS for count in counts):
         return None
-    return Usage(prompt_tokens=counts[0], completion_tokens=counts[1], cached_tokens=counts[2])
+    prompt, completion, cached = counts
+    return Usage(
+        prompt_tokens=prompt, completion_tokens=completion, cached_tokens=min(cached, prompt)
+    )
 
 
-def _failure(status: int, body: str, headers: Any, address: str, url: str) -> Exception:
+def failure(
+    status: int, body: str, headers: Mapping[str, str], address: str, url: str
+) -> Exception:
     """Tell what a status means: stop everything, reject this request, or try again."""
     error = _error_object(body)
     said = str(error.get("message") or body)[:200].replace("\n", " ")
     code = f"{error.get('code') or ''} {error.get('type') or ''}"
+    if "content_filter" in code or "content_policy" in code:
+        return Refused(Reason.CONTENT_FILTER, said)
     if status in (401, 403):
         return ModelFailed(f"{address}: the endpoint refuses the API key ({status}): {said}")
-    if "insufficient_quota" in code:
+    if status == 402 or "insufficient_quota" in code:
         return ModelFailed(f"{address}: the account's quota is used up: {said}")
-    if status == 404:
+    if status == 404 or "model_not_found" in code:
         return ModelFailed(f"{address}: no such model or path at {url}: {said}")
     too_long = "context_length" in code or "exceed_context" in code
     if too_long or (status == 400 and "maximum context length" in said.lower()):
         return Refused(Reason.CONTEXT_FULL, said)
-    if "content_filter" in code or "content_policy" in code:
-        return Refused(Reason.CONTENT_FILTER, said)
-    if status == 429 or status in (408, 409) or status >= 500:
+    if status == 429:
+        return Throttled(f"status 429: {said}", _retry_after(headers), _rate_limits(headers))
+    if status in (408, 409) or status >= 500:
         return Busy(f"status {status}: {said}", _retry_after(headers))
     if 400 <= status < 500:
         return Unwelcome(Reason.BAD_ANSWER, f"the endpoint refuses it ({status}): {said}")
@@ -184,8 +265,58 @@ def _error_object(body: str) -> dict[str, Any]:
     return error if isinstance(error, dict) else {"message": error}
 
 
-def _retry_after(headers: Any) -> float | None:
+def _rate_limits(headers: Mapping[str, str]) -> RateLimits:
+    """What OpenAI's headers say is allowed a minute; a limit of a longer time is left out."""
+    if "x-ratelimit-limit-requests" not in headers and "x-ratelimit-limit-tokens" not in headers:
+        return RateLimits()
+    return RateLimits(_a_minute(headers, "requests"), _a_minute(headers, "tokens"))
+
+
+def _a_minute(headers: Mapping[str, str], unit: str) -> float | None:
+    limit = _number(headers.get(f"x-ratelimit-limit-{unit}", ""))
+    if not limit or _seconds(headers.get(f"x-ratelimit-reset-{unit}", "")) > 60.0:
+        return None
+    return limit
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, by what the endpoint says: milliseconds, seconds or a date, or the reset."""
+    said = headers.get("retry-after-ms", "")
+    if said and (milliseconds := _number(said)) is not None:
+        return milliseconds / 1000
+    said = headers.get("Retry-After", "")
+    if said:
+        return _number(said) if _number(said) is not None else _until(said)
+    empty = [
+        unit
+        for unit in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{unit}") == "0"
+    ]
+    resets = [_seconds(headers.get(f"x-ratelimit-reset-{unit}", "")) for unit in empty]
+    return max(resets, default=0.0) or None
+
+
+def _number(said: str) -> float | None:
     try:
-        return max(0.0, float(headers.get("Retry-After", "")))
+        number = float(said)
     except ValueError:
         return None
+    return number if 0 <= number < 1e9 else None
+
+
+def _until(said: str) -> float | None:
+    """Seconds until an HTTP date."""
+    try:
+        return max(0.0, parsedate_to_datetime(said).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+_SPAN = re.compile(r"([\d.]+)(ms|h|m|s)")
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _seconds(said: str) -> float:
+    """`6m0s` as 360; 0 for what is no span of time."""
+    spans = _SPAN.findall(said)
+    return sum((_number(amount) or 0.0) * _UNIT_SECONDS[unit] for amount, unit in spans)

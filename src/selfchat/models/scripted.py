@@ -7,7 +7,7 @@ from pathlib import Path
 
 from selfchat.core.records import Usage
 from selfchat.core.rows import read_rows
-from selfchat.models.base import AddressError, FinishReason, Reply, Request
+from selfchat.models.base import AddressError, Answer, FinishReason, Reply, Request
 
 
 class ScriptedModel:
@@ -29,14 +29,13 @@ class ScriptedModel:
                 raise AddressError(f"{row.where}: a scripted answer needs the key 'say'")
             self._rows.append(row.columns)
 
-    async def send(self, request: Request) -> str:
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
         last = request.messages[-1].content
         for row in self._rows:
             if row.get("as", request.speaker) == request.speaker and row.get("when", "") in last:
                 text = row["say"].replace("{seed}", last)
-                return json.dumps(
-                    {"text": text, "finish": row.get("finish", "stop"), "asked": last}
-                )
+                answer = {"text": text, "finish": row.get("finish", "stop"), "asked": last}
+                return Answer(json.dumps(answer))
         raise AddressError(f"{self.address}: no answer for {last[:60]!r}")
 
     def read(self, raw: str) -> Reply:

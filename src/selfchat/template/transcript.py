@@ -36,6 +36,7 @@ _AT_LINE = re.compile(  # `[AI](address)` is a link
     re.IGNORECASE | re.MULTILINE,
 )
 _ANYWHERE = re.compile(_NAME, re.IGNORECASE)
+_LONGEST_MARKER = 24  # characters, emphasis and spaces included
 _FENCE = re.compile(r"(`{3,}|~{3,})(\w?)")
 _OPENING = re.compile(r"[*#_\s]*(sure|certainly|of course|okay|ok|here|below|transcript)\b", re.I)
 _INTRODUCTION = re.compile(
@@ -73,7 +74,7 @@ def parse_transcript(text: str, cut: bool = False) -> tuple[Message, ...]:
     for role, content in spoken:
         if not content:
             raise Unreadable(Reason.EMPTY_TURN, f"the {role} says nothing")
-        if _ANYWHERE.search(content):
+        if "[" in content and _ANYWHERE.search(content):
             raise Unreadable(Reason.MARKER_LEAK, f"a marker within a message: {content[:60]!r}")
     return tuple(Message(role=role, content=content) for role, content in spoken)
 
@@ -91,6 +92,8 @@ def _find_markers(text: str) -> list[_Marker]:
 def _ends_in_marker(text: str, markers: Sequence[_Marker]) -> bool:
     """Whether the last line is the beginning of a marker that is spelled as the others are."""
     line = text.rpartition("\n")[2].strip().lower()
+    if len(line) > _LONGEST_MARKER or not line.startswith(("[", "*", "_")):
+        return False
     spelled = [text[marker.start : marker.end].strip().lower() for marker in markers]
     both = [re.sub("human|ai", name, marker) for marker in spelled for name in ("human", "ai")]
     return any(marker.startswith(line) and marker != line for marker in both)
@@ -128,6 +131,8 @@ def _leading(text: str, first: Role) -> _Spoken:
 
 def _in_code(text: str) -> bool:
     """Whether a code block is open at the end of the text."""
+    if "``" not in text and "~~" not in text:
+        return False
     fence = ""
     for run, word in _FENCE.findall(text):
         if not fence:

@@ -1,0 +1,145 @@
+"""False alarms: what the rules of `selfchat.collect.quality` and `.openings` reject in real data.
+
+`python benchmarks/quality.py PATH...` reads dialogues of any format that `selfchat.curate` reads,
+and those of people talking with themselves (`turns`), of HH-RLHF (`chosen`) and of OASST's trees
+(`prompt`), and prints how many would be rejected for which reason, with the first examples.
+`--openings FILE:COLUMN` prints how many openings nearly repeat an earlier one, with random
+examples; of labelled pairs, `FILE:COLUMN,COLUMN`, also how many are found. One JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import resource
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from selfchat.collect.openings import near_duplicates
+from selfchat.collect.quality import dialogue_fault, is_goodbye
+from selfchat.core.records import Message, Role
+from selfchat.core.rows import Row, read_rows
+from selfchat.curate.formats import read_files
+
+_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+
+
+def main() -> None:
+    options = _arguments()
+    results: dict[str, Any] = {}
+    for path in options.paths:
+        results[str(path)] = judge(path, options)
+    for named in options.openings:
+        name, _, columns = named.rpartition(":")
+        results[named] = compare(Path(name), columns.split(","), options)
+    print(json.dumps(results))
+
+
+def judge(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Count the dialogues of a file that would be rejected, and show the first."""
+    reasons: Counter[str] = Counter()
+    count = messages = goodbyes = 0
+    seconds = 0.0
+    for said in dialogues(path):
+        count, messages = count + 1, messages + len(said)
+        goodbyes += sum(message.role == "user" and is_goodbye(message.content) for message in said)
+        begun = time.perf_counter()
+        fault = dialogue_fault(said, options.min_words, options.language)
+        seconds += time.perf_counter() - begun
+        if fault is None:
+            continue
+        reasons[str(fault.reason)] += 1
+        if reasons[str(fault.reason)] <= options.examples:
+            print(f"--- {path.name}: {fault.reason}: {fault.detail}")
+            print("\n".join(f"  {each.role[:4]}: {_short(each.content)}" for each in said))
+    print(f"{path}: {reasons.total()} of {count} dialogues rejected: {dict(reasons)}")
+    return {
+        "dialogues": count, "messages": messages, "goodbyes": goodbyes, "rejected": dict(reasons),
+        "milliseconds": round(1000 * seconds / max(count, 1), 4),
+    }  # fmt: skip
+
+
+def dialogues(path: Path) -> Iterator[Sequence[Message]]:
+    first = next(read_rows(path), None)
+    reader = next((known for known in _SHAPES if first and known in first.columns), None)
+    if reader is None or not isinstance(first and first.columns[reader], _SHAPES[reader][0]):
+        yield from (dialogue.messages for dialogue in read_files([path]).dialogues())
+        return
+    for row in read_rows(path):
+        lines = [line.strip() for line in _SHAPES[reader][1](row)]
+        roles: tuple[Role, Role] = ("user", "assistant")
+        said = [Message(role=roles[at % 2], content=line or "…") for at, line in enumerate(lines)]
+        if len(said) > 1:
+            yield said[: len(said) // 2 * 2]
+
+
+def _turns(row: Row) -> list[str]:
+    return [str(line) for line in row.columns["turns"]]
+
+
+def _chosen(row: Row) -> list[str]:
+    return _SPEAKER.split(row.columns["chosen"])[2::2]
+
+
+def _tree(row: Row) -> list[str]:
+    node, lines = row.columns["prompt"], []
+    while node:
+        lines.append(node["text"])
+        node = next(iter(node["replies"]), None)
+    return lines
+
+
+_SHAPES: dict[str, Any] = {
+    "turns": (list, _turns),
+    "chosen": (str, _chosen),
+    "prompt": (dict, _tree),
+}
+
+
+def compare(path: Path, columns: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Count the openings that nearly repeat an earlier one, at several similarities."""
+    pairs = [[str(row.columns[name]) for name in columns] for row in read_rows(path)]
+    texts = [text for pair in pairs for text in pair]
+    found = {}
+    for similarity in options.similarity:
+        begun = time.perf_counter()
+        twins = list(near_duplicates(iter(texts), similarity))
+        seconds = time.perf_counter() - begun
+        near = [(texts[twin], text) for twin, text in zip(twins, texts, strict=True)
+                if twin is not None and texts[twin] != text]  # fmt: skip
+        print(f"--- {path.name}: similarity {similarity}")
+        for earlier, text in random.Random(0).sample(near, min(options.examples, len(near))):
+            print(f"  {_short(earlier)}\n  {_short(text)}\n")
+        found[str(similarity)] = {
+            "texts": len(texts), "near": sum(twin is not None for twin in twins),
+            "not_equal": len(near), "seconds": round(seconds, 2),
+        }  # fmt: skip
+        if len(columns) == 2:
+            hits = sum(list(near_duplicates(pair, similarity))[1] == 0 for pair in pairs)
+            found[str(similarity)] |= {"recall": round(hits / len(pairs), 4)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return found | {"peak_mib": peak}
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("paths", nargs="*", type=Path, help="files of dialogues")
+    parser.add_argument("--openings", action="append", default=[], metavar="FILE:COLUMN[,COLUMN]")
+    parser.add_argument("--similarity", type=float, nargs="+", default=[1.0, 0.8, 0.6])
+    parser.add_argument("--examples", type=int, default=3, help="shown of each kind")
+    parser.add_argument("--min-words", type=int, default=0)
+    parser.add_argument("--language", default=None, help="an ISO 639-1 code")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

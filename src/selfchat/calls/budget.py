@@ -1,0 +1,96 @@
+"""What a run may spend: a hard limit that counts what calls under way may cost at worst."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from selfchat.calls.journal import Spent
+from selfchat.calls.prices import Price
+from selfchat.core.errors import BudgetReached
+from selfchat.core.records import Usage
+from selfchat.models.base import Request
+
+_TOKENS_A_MESSAGE = 16  # of markup around each message
+_TOKENS_A_REQUEST = 16
+
+
+class Cost(NamedTuple):
+    """Tokens, and dollars; where the price is unknown, no limit on dollars is taken."""
+
+    tokens: int
+    dollars: float
+
+
+def cost_of(usage: Usage, price: Price | None) -> Cost:
+    return Cost(usage.total, price.of(usage) if price else 0.0)
+
+
+class Budget:
+    """Shared by all callers of a run; starts at what the journal says was spent before."""
+
+    def __init__(self, max_tokens: int | None, max_cost: float | None, spent: Spent) -> None:
+        self._max_tokens, self._max_cost = max_tokens, max_cost
+        self.tokens, self.dollars = spent.tokens, spent.dollars
+        self._held = Cost(0, 0.0)
+        self._holders = 0
+        self._released = asyncio.Event()
+
+    def charge(self, cost: Cost) -> None:
+        self.tokens += cost.tokens
+        self.dollars += cost.dollars
+
+    @asynccontextmanager
+    async def reserved(self, worst: Cost) -> AsyncIterator[None]:
+        """Hold what a call may cost at most, waiting for calls under way where that helps.
+
+        Raises:
+            BudgetReached: a limit may be exceeded, whatever becomes of the calls under way.
+        """
+        while fault := self.hold(worst):
+            if not self._holders:
+                raise BudgetReached(fault)
+            self._released.clear()
+            await self._released.wait()
+        try:
+            yield
+        finally:
+            self.release(worst)
+
+    def hold(self, worst: Cost) -> str:
+        """Hold what a call may cost; else say why not, and hold nothing."""
+        fault = self._over(worst)
+        if not fault:
+            self._holders += 1
+            self._held = Cost(self._held.tokens + worst.tokens, self._held.dollars + worst.dollars)
+        return fault
+
+    def release(self, worst: Cost) -> None:
+        self._holders -= 1
+        left = Cost(self._held.tokens - worst.tokens, self._held.dollars - worst.dollars)
+        self._held = left if self._holders else Cost(0, 0.0)  # no rounding errors add up
+        self._released.set()
+
+    def _over(self, worst: Cost) -> str:
+        """Why another call of that size may not be made now; empty when it may."""
+        tokens = self.tokens + self._held.tokens + worst.tokens
+        dollars = self.dollars + self._held.dollars + worst.dollars
+        if self._max_tokens is not None and tokens > self._max_tokens:
+            return (
+                f"stopped before going over --max-tokens {self._max_tokens} "
+                f"({self.tokens} spent): raise it and run again to go on"
+            )
+        if self._max_cost is not None and dollars > self._max_cost:
+            return (
+                f"stopped before going over --max-cost {self._max_cost} "
+                f"(${self.dollars:.4f} spent): raise it and run again to go on"
+            )
+        return ""
+
+
+def most_prompt_tokens(request: Request) -> int:
+    """No prompt has more: every token of text stands for one byte or more."""
+    text = sum(len(message.content.encode()) for message in request.messages)
+    return text + _TOKENS_A_MESSAGE * len(request.messages) + _TOKENS_A_REQUEST

@@ -1,0 +1,155 @@
+"""The teachers of a collection, each behind a caller; all share one journal and one budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import NamedTuple
+
+from selfchat.calls.batches import Batches, Courier
+from selfchat.calls.budget import Budget
+from selfchat.calls.caller import Caller, check_price
+from selfchat.calls.journal import Journal
+from selfchat.calls.online import Online
+from selfchat.calls.pacing import Pace
+from selfchat.calls.prices import Price, find_price
+from selfchat.collect.options import CollectOptions
+from selfchat.collect.strategies import Talkers, prompt_version
+from selfchat.core.errors import UsageError
+from selfchat.models.address import open_teacher
+from selfchat.models.base import Model
+from selfchat.models.remote import RemoteModel
+from selfchat.models.remote_batches import MOST_REQUESTS, RemoteBatches
+
+
+class Teacher(NamedTuple):
+    """A model and what its tokens cost; None where that is unknown."""
+
+    model: Model
+    price: Price | None
+
+
+class Traffic(NamedTuple):
+    """What goes on between a run and its endpoints."""
+
+    in_flight: int
+    level: int  # calls in flight that are allowed now
+    throttled: int  # calls answered with 429
+    retries: int
+    lost: int
+    closed_for: float  # seconds until calls go on, after refusals or during an outage
+
+
+def open_teachers(options: CollectOptions) -> list[Teacher]:
+    """The teacher, and the one that writes the human's lines where it is another.
+
+    Raises:
+        UsageError: no such kind or model.
+    """
+    model = open_teacher(options.teacher, options.base_url, options.api_key_env, options.timeout)
+    teachers = [_teacher(model, options, options.price_in, options.price_out)]
+    if options.user_teacher is not None and options.strategy == "turns":
+        model = open_teacher(
+            options.user_teacher,
+            options.user_base_url or options.base_url,
+            options.user_api_key_env or options.api_key_env,
+            options.timeout,
+        )
+        teachers.append(_teacher(model, options, options.user_price_in, options.user_price_out))
+    return teachers
+
+
+def _teacher(
+    model: Model, options: CollectOptions, price_in: float | None, price_out: float | None
+) -> Teacher:
+    price = find_price(model.address, price_in, price_out)
+    check_price(model, price, options.max_cost)
+    return Teacher(model, price.in_batches() if price and options.batch else price)
+
+
+class Engine:
+    """Everything that asks, for one run; to be opened and closed within an event loop."""
+
+    def __init__(
+        self,
+        options: CollectOptions,
+        teachers: list[Teacher],
+        journal: Journal,
+        workers: int,
+        offline: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._options, self._teachers, self._journal = options, teachers, journal
+        self._couriers: list[Courier] = []
+        self._say = say
+        self.budget = Budget(options.max_tokens, options.max_cost, journal.spent())
+        self.lines: list[Online | Batches] = []
+        if not offline:
+            self.lines = [self._line(teacher, workers) for teacher in teachers]
+        prompts = prompt_version(options)
+        callers = [
+            Caller(teacher.model, journal, teacher.price, line, prompts)
+            for teacher, line in zip_longest(teachers, self.lines)
+        ]
+        self.talkers = Talkers(assistant=callers[0], user=callers[-1])
+
+    def _line(self, teacher: Teacher, workers: int) -> Online | Batches:
+        model, price = teacher
+        if self._options.batch:
+            courier = Courier(RemoteBatches(_batching(model)), self._journal, self._say)
+            return Batches(model, price, self._journal, self.budget, courier, workers)
+        options = self._options
+        pace = Pace(options.concurrency, options.rpm, options.tpm)
+        return Online(model, price, self._journal, self.budget, pace)
+
+    def stop(self) -> None:
+        """Let calls under way come back, and make no other."""
+        for line in self.lines:
+            line.stop()
+
+    def left(self) -> None:
+        """One worker has no dialogue any more."""
+        for line in self.lines:
+            if isinstance(line, Batches):
+                line.left()
+
+    @property
+    def priced(self) -> bool:
+        return all(teacher.price is not None for teacher in self._teachers)
+
+    def traffic(self) -> Traffic:
+        lines = [line for line in self.lines if isinstance(line, Online)]
+        return Traffic(
+            in_flight=sum(line.pace.in_flight for line in lines),
+            level=sum(line.pace.level for line in lines),
+            throttled=sum(line.pace.throttled_calls for line in lines),
+            retries=sum(line.retries for line in lines),
+            lost=sum(line.lost for line in lines),
+            closed_for=max((line.pace.closed_for for line in lines), default=0.0),
+        )
+
+
+async def recover_batches(
+    teachers: list[Teacher], journal: Journal, say: Callable[[str], None]
+) -> None:
+    """Bring in what an earlier run gave to a provider and did not see the end of."""
+    if not journal.open_batches():
+        return
+    model = next(
+        (teacher.model for teacher in teachers if isinstance(teacher.model, RemoteModel)), None
+    )
+    if model is not None:
+        await Courier(RemoteBatches(model), journal, say).recover()
+
+
+def workers_of(options: CollectOptions, seeds: int) -> int:
+    """Dialogues that are talked about at once."""
+    return max(1, min(seeds, MOST_REQUESTS if options.batch else options.concurrency))
+
+
+def _batching(model: Model) -> RemoteModel:
+    if not isinstance(model, RemoteModel):
+        raise UsageError(
+            f"{model.address} has no Batch API: leave collect.batch out, or use openai:MODEL"
+        )
+    return model

@@ -1,0 +1,137 @@
+"""Openings that nearly repeat an earlier one, found before anything is paid for.
+
+Two openings are compared by the Jaccard similarity of their sets of content words. Word order does
+not count: "from EUR to USD" is "from USD to EUR" even at a similarity of 1. A text in a script
+without spaces counts as one word, and is thus only repeated by itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+_LEFT_OUT = """
+a an the am are be been being is was were do does did has have had can could may might must shall
+should will would i me my you your we us our it its they them their this that these those there of
+to in on at for by about and or so please what which how
+"""  # but not who, when, where and why, which make another question of the same words
+_FUNCTION_WORDS = frozenset(_LEFT_OUT.split())
+_SLACK = 1e-9  # 0.6 * 5 is a little more than 3
+
+_PART = (  # of a word: all but space, punctuation and symbols; a class, so that marks are in
+    r"[^\s!-/:-@\[-^`{-¿×÷\u055a-\u055f\u0589\u060c\u061b\u061f\u06d4\u0964\u0965"
+    r"\u2000-\u2bff\u3000-\u303f]"
+)
+_TOKEN = re.compile(
+    r"\bto do\b"  # as in "what to do for a cold", which is not "what is a cold"
+    # -5, 3.5, 2+2, 2 + 2, 18+, 5%
+    rf"|(?:(?<![\w)])[-+.])?\d{_PART}*(?:(?:[-+*/^=<>.,:]| [-+*/^=<>] )\d{_PART}*)*[+#%]*"
+    rf"|(?:(?<!\S)\.)?{_PART}+(?:['&]{_PART}+)*[+#]*"  # words, don't, AT&T, C++, C#, .NET
+    r"|[#$%+<=>^|×÷¢-©¬®°±\u20a0-\u20cf\u2100-\u2bff]"  # symbols, each for itself
+    r"|(?<=\b\w)[*/](?=\w\b)"  # x/y is not x*y
+)
+_ENDING = re.compile("'(?:s|m|re|ve|d|ll)$")
+
+
+def near_duplicates(texts: Iterable[str], similarity: float) -> Iterator[int | None]:
+    """For each opening in order, the index of the earlier kept one that it nearly repeats, or None.
+
+    An opening without an index is kept. Where several kept ones are near, the first is named. All
+    texts are read before the first answer, and none of them is held.
+
+    Args:
+        similarity: how much of their content words two openings share, above 0 and at most 1.
+    """
+    kept = _Kept(similarity)
+    for index, words in enumerate(_by_rarity(texts)):
+        twin = kept.first_near(words)
+        if twin is None:
+            kept.add(index, words)
+        yield twin
+
+
+def content_words(text: str) -> set[str]:
+    """What an opening is compared by; of a text without any word the text itself."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'").strip()
+    words = {_bare(token) for token in _TOKEN.findall(folded)}
+    return words - _FUNCTION_WORDS or words or {folded}
+
+
+def _bare(token: str) -> str:
+    if "'" in token:
+        return "not" if token.endswith("n't") else _ENDING.sub("", token)
+    return "not" if token == "cannot" else token.replace(" ", "")
+
+
+def _by_rarity(texts: Iterable[str]) -> Iterator[Sequence[int]]:
+    """The content words of each text as numbers, the rarest word of all texts first."""
+    numbers: dict[str, int] = {}
+    counts, flat, ends = array("I"), array("I"), array("Q")
+    for text in texts:
+        for word in sorted(content_words(text)):
+            number = numbers.setdefault(word, len(numbers))
+            if number == len(counts):
+                counts.append(0)
+            counts[number] += 1
+            flat.append(number)
+        ends.append(len(flat))
+    numbers.clear()
+    rank = array("I", bytes(counts.itemsize * len(counts)))
+    for place, number in enumerate(sorted(range(len(counts)), key=counts.__getitem__)):
+        rank[number] = place
+    start = 0
+    for end in ends:
+        yield sorted(map(rank.__getitem__, flat[start:end]))
+        start = end
+
+
+class _Kept:
+    """The kept openings, found by their rare words.
+
+    Sets of sizes n and m that are near share at least `similarity` times the larger size. So of
+    each only the rarest words need a look, as many as leave less than that over: the two such
+    prefixes have a word in common (the prefix filter of AllPairs and PPJoin).
+    """
+
+    def __init__(self, similarity: float) -> None:
+        self._similarity = similarity
+        self._indices, self._words, self._starts = array("I"), array("I"), array("Q", [0])
+        self._holding: defaultdict[tuple[int, int], array[int]] = defaultdict(lambda: array("I"))
+
+    def add(self, index: int, words: Sequence[int]) -> None:
+        place = len(self._indices)
+        self._indices.append(index)
+        self._words.extend(words)
+        self._starts.append(len(self._words))
+        for word in self._prefix(words):
+            self._holding[word, len(words)].append(place)
+
+    def first_near(self, words: Sequence[int]) -> int | None:
+        """The index of the first kept opening that is near these words."""
+        size, wanted, best = len(words), set(words), len(self._indices)
+        for other in range(self._least(size), int(size / self._similarity + _SLACK) + 1):
+            shared = self._shared(size, other)
+            for word in self._prefix(words):
+                for place in self._holding.get((word, other), ()):
+                    if place >= best:
+                        break
+                    start = self._starts[place]
+                    if len(wanted.intersection(self._words[start : start + other])) >= shared:
+                        best = place
+                        break
+        return self._indices[best] if best < len(self._indices) else None
+
+    def _prefix(self, words: Sequence[int]) -> Sequence[int]:
+        return words[: len(words) - self._least(len(words)) + 1]
+
+    def _least(self, size: int) -> int:
+        """The fewest words that a set of this size shares with one that is near."""
+        return math.ceil(self._similarity * size - _SLACK)
+
+    def _shared(self, size: int, other: int) -> int:
+        """The fewest words that near sets of these sizes share."""
+        return math.ceil(self._similarity / (1 + self._similarity) * (size + other) - _SLACK)

@@ -1,0 +1,114 @@
+"""What a person sees while dialogues are collected."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from selfchat.calls.budget import Budget
+from selfchat.collect.engine import Traffic
+from selfchat.core.progress import clock
+
+_SPAN = 30.0  # seconds over which the rate is measured
+
+
+class Tally:
+    """Counts of what became of the seeds so far."""
+
+    def __init__(self, seeds: int) -> None:
+        self.seeds = seeds
+        self.dialogues = self.turns = self.unfinished = 0
+        self.rejected: Counter[str] = Counter()
+        self.models: Counter[str] = Counter()  # as the answers name them, by dialogue
+
+    @property
+    def done(self) -> int:
+        return self.dialogues + self.rejected.total() + self.unfinished
+
+
+class Screen:
+    """The board of a collection: `lines` for a terminal, `line` for a log."""
+
+    title = "collect"
+
+    def __init__(
+        self, tally: Tally, budget: Budget, priced: bool, traffic: Callable[[], Traffic]
+    ) -> None:
+        self._tally, self._budget, self._priced, self._traffic = tally, budget, priced, traffic
+        self._seen: deque[tuple[float, int]] = deque()
+        self.note = ""
+
+    @property
+    def done(self) -> int:
+        return self._tally.done
+
+    @property
+    def total(self) -> int:
+        return self._tally.seeds
+
+    def lines(self) -> list[str]:
+        return [
+            f"{self._outcomes()} · {self._left()}",
+            self._spending(),
+            *filter(None, (self._calls(), self.note)),
+        ]
+
+    def line(self) -> str:
+        parts = (self._outcomes(), self._spending(), self._calls(), self._left(), self.note)
+        return " · ".join(filter(None, parts))
+
+    def _outcomes(self) -> str:
+        tally = self._tally
+        reasons = ", ".join(f"{reason} {n}" for reason, n in tally.rejected.most_common())
+        rejected = f"{tally.rejected.total():,} rejected" + (f" ({reasons})" if reasons else "")
+        return f"{tally.dialogues:,} accepted, {rejected}"
+
+    def _spending(self) -> str:
+        """Tokens and dollars so far, and what it comes to at the end if it goes on like this."""
+        share = self.total / self.done if self.done else 0.0
+        tokens = f"{self._budget.tokens:,} tokens"
+        if share > 1:
+            tokens += f" (about {_short(self._budget.tokens * share)} in all)"
+        if not self._priced:
+            return f"{tokens} · price unknown"
+        dollars = f"${self._budget.dollars:,.4f}"
+        if share > 1 and self._budget.dollars:
+            dollars += f" (about ${self._budget.dollars * share:,.2f} in all)"
+        return f"{tokens} · {dollars}"
+
+    def _calls(self) -> str:
+        traffic = self._traffic()
+        parts = [f"{traffic.in_flight} of {traffic.level} in flight"] if traffic.level else []
+        if traffic.throttled:
+            parts.append(f"{traffic.throttled:,} answered 429")
+        if traffic.lost:
+            parts.append(f"{traffic.lost:,} lost")
+        if traffic.closed_for:
+            parts.append(f"waiting for the endpoint, {traffic.closed_for:.0f} s")
+        return " · ".join(parts)
+
+    def _left(self) -> str:
+        """Rate and time left, by what was done of late."""
+        now = time.monotonic()
+        self._seen.append((now, self.done))
+        while now - self._seen[0][0] > _SPAN:
+            self._seen.popleft()
+        (began, before), seconds = self._seen[0], now - self._seen[0][0]
+        if self.done == before or seconds < 1:
+            return "? left"
+        rate = (self.done - before) / (now - began)
+        return f"{_rate(rate)} · {clock((self.total - self.done) / rate)} left"
+
+
+def _rate(a_second: float) -> str:
+    return (
+        f"{a_second:,.0f} dialogues/s" if a_second >= 10 else f"{a_second * 60:,.0f} dialogues/min"
+    )
+
+
+def _short(number: float) -> str:
+    for size, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{name}"
+    return f"{number:.0f}"

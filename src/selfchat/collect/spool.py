@@ -1,0 +1,65 @@
+"""Outcomes as they come, and then in the order of the seeds; memory holds their places only."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from pydantic import BaseModel
+
+from selfchat.core.files import written_whole
+
+_NONE = -1
+
+
+class Spool:
+    """Rows for several files, put in by seed number in any order; closed, it leaves nothing.
+
+    Args:
+        directory: where the files will be written, and the temporary one meanwhile.
+        names: the files.
+        seeds: how many seed numbers there are.
+    """
+
+    def __init__(self, directory: Path, names: Iterable[str], seeds: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._paths = [directory / name for name in names]
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - see close
+        self._places = array("q", [_NONE]) * seeds
+        self._end = 0
+
+    def put(self, seed: int, rows: dict[str, BaseModel]) -> None:
+        """Keep what became of a seed: for each file, by name, its row."""
+        self._places[seed] = self._end
+        for number, path in enumerate(self._paths):
+            if path.name in rows:
+                line = f"{number}{rows[path.name].model_dump_json()}\n".encode()
+                self._file.write(line)
+                self._end += len(line)
+        self._file.write(b"\n")
+        self._end += 1
+
+    def write(self) -> None:
+        """Write all files, in seed order, each whole or not at all."""
+        with ExitStack() as stack:
+            temporaries = [stack.enter_context(written_whole(path)) for path in self._paths]
+            files = [stack.enter_context(path.open("wb")) for path in temporaries]
+            for number, row in self._in_order():
+                files[number].write(row)
+            for file in files:
+                file.flush()
+
+    def _in_order(self) -> Iterator[tuple[int, bytes]]:
+        for place in self._places:
+            if place == _NONE:
+                continue
+            self._file.seek(place)
+            while (line := self._file.readline()) != b"\n":
+                yield line[0] - ord("0"), line[1:]
+
+    def close(self) -> None:
+        self._file.close()
