@@ -1,6 +1,7 @@
 """An OpenAI-compatible endpoint on loopback that is faster than any of its clients.
 
     python benchmarks/endpoint.py [--port 0] [--latency 0.0] [--rpm N] [--tpm N] [--no-headers]
+                                  [--faults SHARE]
 
 It prints one JSON line with its URL and serves until it is killed. Every chat completion is a
 self-chat transcript of three turns that depends on nothing but the request's bytes. `GET /ledger`
@@ -92,6 +93,16 @@ def transcript(digest: bytes) -> Part:
     """The transcript that belongs to a request's hash."""
     said = [variants[byte % _VARIANTS] for variants, byte in zip(_LINES, digest, strict=False)]
     return Part(b"".join([part.text for part in said]), sum([part.tokens for part in said]))
+
+
+_SPOILED = (  # what real teachers make of the task now and then
+    Part(b"I'm sorry, but I can't continue this conversation.", 11),
+    Part(b"[Human] Is it so?\\n[AI] It is so.\\n[Human] And then?\\n[AI] It is so.\\n", 24),
+    Part(b"[AI] What would you like to know about it?\\n", 12),
+    Part(b"[Human] What is it?\\n[Human] I mean, why?\\n[AI] Because.\\n", 20),
+    Part(b"Human: What is it?\\nAI: Nobody knows.\\n", 14),
+    Part(b"", 1),
+)
 
 
 class Bucket:
@@ -207,8 +218,9 @@ def _processor_seconds() -> float:
 class Service:
     """Answers requests; shared by all connections."""
 
-    def __init__(self, latency: float, limits: Limits) -> None:
+    def __init__(self, latency: float, limits: Limits, faults: float) -> None:
         self.latency = latency
+        self._spoiled = int(faults * 65536)  # of as many
         self.ledger = Ledger()
         self._limits = limits
         self._created = int(time.time())
@@ -235,6 +247,8 @@ class Service:
             return
         digest = hashlib.blake2b(body, digest_size=16).digest()
         said = transcript(digest)
+        if int.from_bytes(digest[-2:]) < self._spoiled:
+            said = _SPOILED[digest[-3] % len(_SPOILED)]
         prompt_tokens = len(body) // _BYTES_A_TOKEN
         if over := self._limits.over(prompt_tokens + said.tokens):
             self.ledger.refused += 1
@@ -369,7 +383,7 @@ def _take_chunks(buffer: bytes, at: int) -> tuple[bytes, bytes] | None:
 
 async def serve(options: argparse.Namespace) -> None:
     limits = Limits(options.rpm, options.tpm, not options.no_headers)
-    service = Service(options.latency, limits)
+    service = Service(options.latency, limits, options.faults)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
         lambda: Connection(service), "127.0.0.1", options.port, backlog=4096
@@ -386,6 +400,7 @@ def main() -> None:
     parser.add_argument("--rpm", type=int, help="most requests a minute")
     parser.add_argument("--tpm", type=int, help="most tokens a minute")
     parser.add_argument("--no-headers", action="store_true", help="say nothing of the limits")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of useless answers")
     parser.add_argument("--cpu", type=int, help="the only processor core to run on")
     options = parser.parse_args()
     if options.cpu is not None:

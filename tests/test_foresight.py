@@ -7,9 +7,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+from selfchat.collect.estimate import dialogue_usage
 from selfchat.core.errors import UsageError
 from selfchat.core.files import write_text
-from selfchat.foresight import Foreseen, corpus_size, dialogue_usage, foresee, seed_count
+from selfchat.foresight import Foreseen, corpus_size, foresee, seed_count
 from selfchat.pipeline import STEPS
 from selfchat.recipe import load_recipe, preset_names
 
@@ -46,13 +47,27 @@ def test_collecting_costs_about_what_the_paper_says(tmp_path: Path) -> None:
     assert "111,500 dialogues" in lines
 
 
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ("baize-7b", "about $91.65 at the price of 2023-04-03"),
+        ("baize-healthcare", "110,000 dialogues: about 45.2 million tokens"),
+        ("demo", "embedded:smollm2-135m, by turns: about 696 tokens a dialogue"),
+    ],
+)
+def test_the_figures_of_the_presets_stay_as_they_are(
+    recipe: str, line: str, tmp_path: Path
+) -> None:
+    assert line in step(recipe, "collect", tmp_path).detail
+
+
 def test_an_unknown_price_is_asked_for_and_a_given_one_is_used(tmp_path: Path) -> None:
     teacher = "collect.teacher=openai:nobody-knows"
     lines = step("baize-7b", "collect", tmp_path, teacher).detail
     assert "the price of openai:nobody-knows is unknown: set collect.price_in, price_out" in lines
     prices = ("collect.price_in=1", "collect.price_out=2")
     given = "\n".join(step("baize-7b", "collect", tmp_path, teacher, *prices).detail)
-    each = dialogue_usage(load_recipe("baize-7b"))
+    each = dialogue_usage(load_recipe("baize-7b").collect)
     dollars = 111_500 * (each.prompt_tokens * 1 + each.completion_tokens * 2) / 1e6
     assert f"about ${dollars:,.2f}" in given
 
@@ -65,7 +80,7 @@ def test_an_embedded_teacher_costs_nothing(tmp_path: Path) -> None:
 
 def test_by_turns_the_history_is_sent_anew() -> None:
     def usage(turns: int) -> Any:
-        return dialogue_usage(load_recipe("demo", [f"collect.max_turns={turns}"]))
+        return dialogue_usage(load_recipe("demo", [f"collect.max_turns={turns}"]).collect)
 
     two, four = usage(2), usage(4)
     assert four.completion_tokens < 2.5 * two.completion_tokens

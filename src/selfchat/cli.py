@@ -203,6 +203,62 @@ def collect(
 
 
 @verb
+def estimate(
+    seeds: Annotated[Path, typer.Option(help="Seeds, as `selfchat seeds` writes them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory of the pilot.  [needed but for --offline]")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Pay for nothing; go by the paper's figures.")
+    ] = False,
+    pilot: Annotated[
+        int, typer.Option(min=2, help="Seeds to draw, and to pay for once.", metavar="N")
+    ] = 20,
+    teacher: Annotated[
+        str | None, typer.Option(help="Model address.  [default: embedded:smollm2-135m]")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="Endpoint.  [default: $OPENAI_BASE_URL or OpenAI]")
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="transcript or turns.  [default: transcript]")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Dialogues in flight.  [default: 32]")
+    ] = None,
+    rpm: Annotated[int | None, typer.Option(help="Requests a minute.  [default: no limit]")] = None,
+    tpm: Annotated[int | None, typer.Option(help="Tokens a minute.  [default: no limit]")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="Dollars the pilot never exceeds.  [default: no limit]")
+    ] = None,
+    recipe: RecipeFile = None,
+    set: Set = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what collecting will cost in dollars, tokens and hours, before it is paid for."""
+    flags = {
+        "teacher": teacher, "base_url": base_url, "strategy": strategy, "rpm": rpm, "tpm": tpm,
+        "concurrency": concurrency,
+    }  # fmt: skip
+    chosen = _recipe(recipe, set, {"collect": {**flags, "max_cost": max_cost}})
+    if not offline and out is None:
+        raise UsageError("estimate needs --out for the calls of its pilot, or --offline")
+    from selfchat.collect.estimate import next_command, text
+    from selfchat.collect.pilot import assume, measure
+
+    run, progress = out or Path("runs") / chosen.name, _progress(quiet)
+    if offline:
+        found = assume(chosen.collect, seeds)
+    else:
+        found = measure(chosen.collect, seeds, run, pilot, progress)
+    given = {"recipe": recipe, "set": set, "seeds": seeds, "out": run, **flags}
+    following = next_command(_command(), given, found)
+    figures = found.model_dump(mode="json") | {"next": following}
+    _print_result(figures, as_json, f"{text(found)}\n\nnext: {following}")
+
+
+@verb
 def curate(
     inputs: Annotated[
         list[Path], typer.Argument(help="Dialogues: messages, Baize, ShareGPT or Alpaca rows.")

@@ -1,6 +1,7 @@
 """What a recipe would do: each step with cost, time and memory; needs no network, key or weights.
 
-Every figure that is not exact is an estimate, and its assumptions are constants here.
+Every figure that is not exact is an estimate; its assumptions are constants here, and those about
+dialogues in `collect.estimate`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from selfchat.calls.prices import Price, earlier_prices, find_price
+from selfchat.collect.estimate import EMBEDDED_RATE, MARKER_TOKENS, PAPER, dialogue_usage
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Record, Usage
 from selfchat.pipeline import STEPS, check_sources, is_stale
 from selfchat.recipe import Recipe
 
-# The paper, table 2: its own dialogues have about 3.8 turns, their replies 36 words. The length of
-# a user's line is not in it; published Baize rows have about 12 words.
-_TURNS, _REPLY_WORDS, _USER_WORDS = 3.8, 36.0, 12.0
-_TOKENS_A_WORD = 1.35
-_MARKER_TOKENS = 8  # both markers of a turn
-_TEMPLATE_TOKENS = 120  # the template of appendix A
-_SEED_TOKENS = 14
 _ACCEPTED = 0.98  # share of transcripts of a capable teacher that can be read
 _BUILTIN_SEEDS = 240
-_EMBEDDED_RATE = 120.0  # tokens a second on two processor cores, docs/benchmarks.md
 _TUNE_RATE_CPU = 250.0  # tokens a second on two processor cores, docs/benchmarks.md
 
 
@@ -78,24 +72,9 @@ def _seeds(recipe: Recipe) -> list[str]:
     return [f"{many} seeds from {', '.join(recipe.seeds.sources)}"]
 
 
-def dialogue_usage(recipe: Recipe) -> Usage:
-    """The mean tokens of one dialogue's calls; by turns the history is sent anew for each line."""
-    reply = min(_REPLY_WORDS * _TOKENS_A_WORD, recipe.collect.longest_answer)
-    user = _USER_WORDS * _TOKENS_A_WORD
-    if recipe.collect.strategy == "transcript":
-        answer = _TURNS * (reply + user + _MARKER_TOKENS)
-        prompt = float(_TEMPLATE_TOKENS + _SEED_TOKENS)
-        return Usage(prompt_tokens=round(prompt), completion_tokens=round(answer))
-    turns = recipe.collect.max_turns
-    answer = turns * reply + (turns - 1) * user
-    history = sum((2 * turn + 1) * (reply + user) / 2 for turn in range(turns))
-    prompt = 2 * history + turns * _SEED_TOKENS
-    return Usage(prompt_tokens=round(prompt), completion_tokens=round(answer))
-
-
 def _collect(recipe: Recipe) -> list[str]:
     options, count = recipe.collect, seed_count(recipe)
-    each = dialogue_usage(recipe)
+    each = dialogue_usage(options)
     lines = [f"{options.teacher}, by {options.strategy}: about {each.total:,} tokens a dialogue"]
     if count is None:
         return [*lines, "for as many dialogues as there are seeds"]
@@ -105,7 +84,7 @@ def _collect(recipe: Recipe) -> list[str]:
     lines.append(f"{count:,} dialogues: about {_many(used.total)} tokens")
     price = find_price(options.teacher, options.price_in, options.price_out)
     if options.teacher.startswith("embedded:"):
-        seconds = used.completion_tokens / _EMBEDDED_RATE
+        seconds = used.completion_tokens / EMBEDDED_RATE
         return [*lines, f"no cost; about {_duration(seconds)} on two processor cores"]
     if price is None:
         return [
@@ -127,14 +106,19 @@ def corpus_size(recipe: Recipe) -> tuple[int | None, float]:
     """About how many dialogues there will be, and their mean tokens."""
     count = seed_count(recipe)
     mixed = [mix.limit or 0 for mix in recipe.curate.mix]
-    turns = _TURNS if recipe.collect.strategy == "transcript" else recipe.collect.max_turns
-    tokens = turns * ((_REPLY_WORDS + _USER_WORDS) * _TOKENS_A_WORD + _MARKER_TOKENS)
+    turns = PAPER.turns if recipe.collect.strategy == "transcript" else recipe.collect.max_turns
+    tokens = turns * _turn_tokens(PAPER.reply_words)
     if count is None:
         return None, tokens
     total = round(count * _ACCEPTED) + sum(mixed)
-    alpaca = (44.2 + _USER_WORDS) * _TOKENS_A_WORD + _MARKER_TOKENS  # table 2: 44.2 words a reply
+    alpaca = _turn_tokens(44.2)  # the paper, table 2: words of a reply
     mean = (count * _ACCEPTED * tokens + sum(mixed) * alpaca) / total
     return total, mean
+
+
+def _turn_tokens(reply_words: float) -> float:
+    words = reply_words + PAPER.user_words
+    return words * PAPER.tokens_a_word + MARKER_TOKENS
 
 
 def _curate(recipe: Recipe) -> list[str]:

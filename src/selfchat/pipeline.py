@@ -115,8 +115,9 @@ def _collect_identity(recipe: Recipe) -> Any:
 
 
 def _collect_inputs(recipe: Recipe, run: Path) -> list[Path]:
-    kind, _, name = recipe.collect.teacher.partition(":")
-    return [run / "seeds.jsonl", *([Path(name)] if kind == "scripted" else [])]
+    addresses = (recipe.collect.teacher, recipe.collect.user_teacher or "")
+    named = [address.partition(":") for address in addresses]
+    return [run / "seeds.jsonl", *(Path(name) for kind, _, name in named if kind == "scripted")]
 
 
 def _collect(recipe: Recipe, run: Path, progress: Progress) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -297,7 +298,8 @@ def test_an_outage_without_end_stops_the_run(journal: Journal) -> None:
 
     async def work(bench: Bench) -> float:
         found = await bench.outcomes(range(1, 41))
-        assert {type(told) for told in found} == {Told, ModelFailed}
+        ends = Counter(type(told) for told in found)
+        assert ends[ModelFailed] >= 40 - ends[Told] - 4, "at most those in flight are blamed"
         return asyncio.get_running_loop().time()
 
     assert PATIENCE < session(model, journal, work, Limits(concurrency=4)) < PATIENCE + 600

@@ -124,8 +124,15 @@ def key(caller: Caller, asked: Request = REQUEST) -> bytes:
     return caller.key(canonical_json(request_values(asked)))
 
 
-def remote(journal: Journal, name: str = "m", host: str = "one", prompts: str = "p:1") -> Caller:
+def remote(
+    journal: Journal,
+    name: str = "m",
+    host: str = "one",
+    prompts: str = "p:1",
+    provider: str = "openai",
+) -> Caller:
     model = RemoteModel(name, f"http://{host}/v1")
+    model.provider = provider
     return Caller(model, journal, None, None, prompts)
 
 
@@ -137,9 +144,8 @@ def test_the_key_covers_the_whole_request(change: str, journal: Journal) -> None
 
 def test_the_key_covers_model_provider_and_prompts_but_not_the_address(journal: Journal) -> None:
     ours = key(remote(journal))
-    other_provider = remote(journal)
-    other_provider.model.provider = "another"
-    others = [remote(journal, name="n"), remote(journal, prompts="p:2"), other_provider]
+    changes = ({"name": "n"}, {"prompts": "p:2"}, {"provider": "another"})
+    others = [remote(journal, **change) for change in changes]
     assert ours not in [key(caller) for caller in others]
     assert ours == key(remote(journal, host="two"))
 
@@ -194,7 +200,7 @@ def test_an_entry_has_the_answer_and_what_came_beside_it(journal: Journal) -> No
 
     during(journal, calls)
     entry = journal.entry(b"k")
-    assert entry == (1, "raw ünd mehr", 0.5, "then", "req-1", None, False)
+    assert entry == (1, "raw ünd mehr", 0.5, "then", "req-1", None, False, None)
     assert journal.entry(b"another") is None
 
 

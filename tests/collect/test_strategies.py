@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from selfchat.calls.caller import Caller, Limits
+from selfchat.calls.budget import Budget
+from selfchat.calls.caller import Caller
 from selfchat.calls.journal import Journal
+from selfchat.calls.online import Online
+from selfchat.calls.pacing import Pace
 from selfchat.collect.options import CollectOptions
-from selfchat.collect.strategies import Conversed, converse, prompt_version
+from selfchat.collect.strategies import Conversed, Talkers, converse, prompt_version
 from selfchat.core.records import Reason, Seed
-from selfchat.models.base import Refused, Reply, Request
+from selfchat.models.base import Answer, FinishReason, Refused, Reply, Request
 
 TWO_TURNS = "[Human] Why is it blue?\n[AI] Light scatters.\n[Human] And red?\n[AI] Less so.\n"
 
@@ -24,22 +27,27 @@ TWO_TURNS = "[Human] Why is it blue?\n[AI] Light scatters.\n[Human] And red?\n[A
 class Teacher:
     """Says the next of its lines; a line that ends in `…` was cut, and an exception is raised."""
 
-    address, provider = "scripted:teacher", "scripted"
+    provider = "scripted"
 
-    def __init__(self, lines: Sequence[str | Refused], speaks_as_user: bool) -> None:
+    def __init__(
+        self, lines: Sequence[str | Refused], speaks_as_user: bool, name: str = "teacher"
+    ) -> None:
+        self.address = f"scripted:{name}"
         self.lines = list(lines)
         self.speaks_as_user = speaks_as_user
         self.asked: list[Request] = []
 
-    async def send(self, request: Request) -> str:
+    async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
         self.asked.append(request)
         line = self.lines.pop(0)
         if isinstance(line, Refused):
             raise line
-        return line
+        return Answer(line)
 
     def read(self, raw: str) -> Reply:
-        return Reply(raw.removesuffix("…"), "length" if raw.endswith("…") else "stop", None)
+        fault = None if raw else (Reason.BAD_ANSWER, "an empty answer")
+        finish: FinishReason = "length" if raw.endswith("…") else "stop"
+        return Reply(raw.removesuffix("…"), finish, None, fault=fault)
 
     async def close(self) -> None: ...
 
@@ -47,21 +55,43 @@ class Teacher:
 Talk = Callable[..., tuple[Conversed, list[Request]]]
 
 
+def conversation(
+    journal: Journal, options: CollectOptions, teacher: Teacher, user: Teacher | None = None
+) -> Conversed:
+    """Have them talk about the sea."""
+
+    async def run() -> Conversed:
+        def caller(model: Teacher) -> Caller:
+            budget = Budget(None, None, journal.spent())
+            line = Online(model, None, journal, budget, Pace(1))
+            return Caller(model, journal, None, line, prompt_version(options))
+
+        talkers = Talkers(caller(teacher), caller(user or teacher))
+        conversed = await converse(Seed.make("the sea", "test"), talkers, options)
+        await journal.flush()
+        return conversed
+
+    conversed = asyncio.run(run())
+    assert not teacher.lines, "it was asked less than expected"
+    return conversed
+
+
 @pytest.fixture
-def talk(tmp_path: Path) -> Talk:
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    opened = Journal(tmp_path / "journal.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def talk(journal: Journal) -> Talk:
     def about_the_sea(
         *lines: str | Refused, speaks_as_user: bool = True, **options: Any
     ) -> tuple[Conversed, list[Request]]:
         teacher = Teacher(lines, speaks_as_user)
-        journal = Journal(tmp_path / "journal.sqlite")
-        chosen = CollectOptions.parse(options, "the test")
-        caller = Caller(teacher, journal, None, Limits(), prompt_version(chosen))
-        try:
-            conversed = asyncio.run(converse(Seed.make("the sea", "test"), caller, chosen))
-        finally:
-            journal.close()
-        assert not teacher.lines, "it was asked less than expected"
-        return conversed, teacher.asked
+        return conversation(
+            journal, CollectOptions.parse(options, "the test"), teacher
+        ), teacher.asked
 
     return about_the_sea
 
@@ -84,7 +114,7 @@ def test_a_transcript_is_one_call_with_the_papers_template(talk: Talk) -> None:
         0.5,
     )
     assert said(conversed) == ["Why is it blue?", "Light scatters.", "And red?", "Less so."]
-    assert len(conversed.told) == 1
+    assert [call.speaker for call in conversed.calls] == ["assistant"]
 
 
 def test_the_prompt_version_is_the_hash_of_its_text() -> None:
@@ -111,7 +141,10 @@ def test_a_cut_transcript_loses_its_last_turn(talk: Talk) -> None:
 @pytest.mark.parametrize(
     ("transcript", "reason"),
     [
-        ("I would rather not.", Reason.UNPARSABLE),
+        ("There was once a sea.", Reason.UNPARSABLE),
+        ("I'm sorry, but I can't continue this conversation.", Reason.REFUSAL),
+        ("[Human] Why?\n[AI] So.\n[Human] I'm always here to help!\n[AI] I.\n", Reason.ROLE_FLIP),
+        ("", Reason.BAD_ANSWER),
         ("[Human] Hello!\n[AI] Hi! How can I help you?\n", Reason.TOO_FEW_TURNS),
         ("[Human] Why?\n[AI] So.\n[Human] But why?\n[AI] so. \n", Reason.REPEATED_TURN),
         (Refused(Reason.CONTENT_FILTER, "no"), Reason.CONTENT_FILTER),
@@ -129,6 +162,7 @@ def test_by_turns_the_model_speaks_as_both_from_the_same_beginning(talk: Talk) -
     assert said(conversed) == ["the sea", "It is blue.", "Why?", "Light."]
     assert [request.speaker for request in asked] == ["assistant", "user", "assistant"]
     assert [request.sampling.max_tokens for request in asked] == [512, 33, 512]
+    assert [call.speaker for call in conversed.calls] == ["assistant", "user", "assistant"]
     assert asked[0].messages == asked[1].messages[:2] == asked[2].messages[:2]
     assert len({request.rng_seed for request in asked}) == 3
 
@@ -144,15 +178,22 @@ def test_a_chat_only_endpoint_is_asked_for_the_humans_next_line(talk: Talk) -> N
     assert "[END]" in message.content
 
 
-@pytest.mark.parametrize("line", ["[END]", " [END]\n", "Thank you, that is all. [END]"])
+@pytest.mark.parametrize(
+    "line", ["[END]", " [END]\n", "Thank you, that is all. [END]", "Thanks, goodbye!"]
+)
 def test_the_human_can_end_it(line: str, talk: Talk) -> None:
     conversed, _ = turns(talk, "It is blue.", line, speaks_as_user=False, max_turns=5)
     assert said(conversed) == ["the sea", "It is blue."]
 
 
-def test_a_reply_may_speak_of_the_end(talk: Talk) -> None:
-    conversed, _ = turns(talk, "[END] closes the block.", max_turns=1)
-    assert said(conversed)[1] == "[END] closes the block."
+def test_a_reply_may_speak_of_the_end_in_code_and_does_not_end_it(talk: Talk) -> None:
+    conversed, _ = turns(talk, "`[END]` closes the block.", "Why?", "It is so. `[END]`")
+    assert said(conversed)[1::2] == ["`[END]` closes the block.", "It is so. `[END]`"]
+
+
+def test_a_label_in_front_of_the_humans_line_is_left_out(talk: Talk) -> None:
+    conversed, _ = turns(talk, "It is blue.", 'Human: "Why?"', "Light.", speaks_as_user=False)
+    assert said(conversed)[2] == "Why?"
 
 
 @pytest.mark.parametrize("fault", ["It is bl…", "the SEA", " "])
@@ -161,7 +202,7 @@ def test_a_line_of_no_use_is_drawn_again_with_another_seed(fault: str, talk: Tal
     assert said(conversed) == ["the sea", "It is blue."]
     assert asked[0].messages == asked[1].messages
     assert asked[0].rng_seed != asked[1].rng_seed
-    assert len(conversed.told) == 2
+    assert len(conversed.calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -175,7 +216,7 @@ def test_without_a_retry_its_reason_rejects_the_dialogue(
 
 
 def test_a_fault_later_on_keeps_the_whole_turns_before_it(talk: Talk) -> None:
-    for fault in ("It is bl…", "It is blue.", Refused(Reason.CONTEXT_FULL, "full")):
+    for fault in ("It is bl…", "why 1", "", Refused(Reason.CONTEXT_FULL, "full")):
         conversed, _ = turns(talk, "It is blue.", "Why, 1?", fault, rng_seed=len(str(fault)))
         assert said(conversed) == ["the sea", "It is blue."]
 
@@ -187,3 +228,53 @@ def test_fewer_turns_than_asked_for_are_rejected_with_the_fault_that_ended_them(
     assert conversed.reason is Reason.TRUNCATED
     ended, _ = turns(talk, "Blue.", "[END]", speaks_as_user=False, min_turns=2, rng_seed=1)
     assert (ended.reason, ended.detail) == (Reason.TOO_FEW_TURNS, "1 whole turns")
+
+
+def test_another_model_can_write_the_humans_lines(journal: Journal) -> None:
+    options = CollectOptions(
+        strategy="turns", max_turns=2, temperature=0.5, user_temperature=1.5, user_top_p=0.9
+    )
+    teacher = Teacher(["It is blue.", "Light."], True)
+    user = Teacher(["Why?"], False, "student")
+    conversed = conversation(journal, options, teacher, user)
+    assert said(conversed) == ["the sea", "It is blue.", "Why?", "Light."]
+    assert [call.model for call in conversed.calls] == [
+        "scripted:teacher",
+        "scripted:student",
+        "scripted:teacher",
+    ]
+    drawn = [(one.sampling.temperature, one.sampling.top_p) for one in user.asked + teacher.asked]
+    assert drawn == [(1.5, 0.9), (0.5, 1.0), (0.5, 1.0)]
+
+
+def test_by_turns_an_opening_asks_about_the_seed(talk: Talk) -> None:
+    conversed, _ = turns(talk, "Blue.", max_turns=1, opening="What colour is ${SEED}?")
+    assert said(conversed) == ["What colour is the sea?", "Blue."]
+
+
+@pytest.mark.parametrize(
+    "answer", ["Blue.\n[Human] And red?\n[AI] Less so.\n", "[AI] Blue.\n", "Blue."]
+)
+def test_a_transcript_goes_on_after_the_opening_that_was_given_to_it(
+    answer: str, talk: Talk
+) -> None:
+    conversed, (asked,) = talk(answer, opening="What colour is ${SEED}?")
+    assert asked.messages[0].content.endswith("\n[Human] What colour is the sea?\n[AI]\n")
+    assert "[Human] Hello!" not in asked.messages[0].content
+    assert said(conversed)[:2] == ["What colour is the sea?", "Blue."]
+
+
+@pytest.mark.parametrize("strategy", ["transcript", "turns"])
+def test_a_teacher_is_told_of_the_domain_first(strategy: str, talk: Talk) -> None:
+    lines = (TWO_TURNS,) if strategy == "transcript" else ("Blue.", "Why?", "Light.")
+    told = {"preamble": "Speak as a sailor.", "max_turns": 2, "speaks_as_user": False}
+    conversed, asked = talk(*lines, strategy=strategy, **told)
+    for request in asked:
+        assert request.messages[0].role == "system"
+        assert request.messages[0].content.startswith("Speak as a sailor.")
+    assert {message.role for message in conversed.messages} == {"user", "assistant"}
+
+
+def test_too_few_words_reject_a_dialogue(talk: Talk) -> None:
+    assert talk(TWO_TURNS, min_words=4)[0].reason is None
+    assert talk(TWO_TURNS, min_words=5, rng_seed=1)[0].reason is Reason.TOO_SHORT

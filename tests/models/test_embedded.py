@@ -13,7 +13,7 @@ import pytest
 from selfchat.core.errors import SelfchatError, UsageError
 from selfchat.core.records import Message, Reason, Sampling, Usage
 from selfchat.models import embedded
-from selfchat.models.base import Refused, Request
+from selfchat.models.base import Request
 from selfchat.models.embedded import (
     EMBEDDED,
     EmbeddedModel,
@@ -136,10 +136,17 @@ def test_an_answer_of_llama_cpp_is_read(unopened: EmbeddedModel) -> None:
         ("no JSON", Reason.BAD_ANSWER),
     ],
 )
-def test_an_answer_of_no_use_is_refused(raw: str, reason: Reason, unopened: EmbeddedModel) -> None:
-    with pytest.raises(Refused) as found:
-        unopened.read(raw)
-    assert found.value.reason is reason
+def test_an_answer_of_no_use_has_its_fault(
+    raw: str, reason: Reason, unopened: EmbeddedModel
+) -> None:
+    fault = unopened.read(raw).fault
+    assert fault is not None
+    assert fault[0] is reason
+
+
+def test_an_answer_of_no_use_was_paid_for_all_the_same(unopened: EmbeddedModel) -> None:
+    raw = '{"content": "", "stop_type": "eos", "tokens_evaluated": 9, "tokens_predicted": 1}'
+    assert unopened.read(raw).usage == Usage(prompt_tokens=9, completion_tokens=1)
 
 
 @pytest.mark.skipif(not CACHED.exists(), reason=f"the weights are not cached in {CACHED}")
@@ -152,8 +159,8 @@ def test_the_real_model_answers_both_ways() -> None:
         request = asked(("user", "What is the capital of France?"))
         both = [request, request._replace(speaker="user")]
         try:
-            raws = await asyncio.gather(*(model.send(one) for one in both))
-            return [model.read(raw).text for raw in raws]
+            found = await asyncio.gather(*(model.send(one, "") for one in both))
+            return [model.read(answer.raw).text for answer in found]
         finally:
             await model.close()
 

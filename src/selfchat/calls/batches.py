@@ -1,234 +1,102 @@
-"""Calls made in a provider's batches: what all dialogues ask next goes into one.
-
-A batch is in the journal before it is made and carries a mark, by which it is found again after a
-crash. What a batch answered is kept even where the rest of it expired or failed.
-"""
+"""Calls made in a provider's batches: what all dialogues ask next goes into one."""
 
 from __future__ import annotations
 
 import asyncio
-import random
-import uuid
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from selfchat.calls.budget import Budget, cost_of
-from selfchat.calls.caller import Prepared, utc_now
+from selfchat.calls.caller import Prepared
+from selfchat.calls.courier import Courier, Given
 from selfchat.calls.journal import Entry, Journal
-from selfchat.calls.pacing import pause
 from selfchat.calls.prices import Price
-from selfchat.core.errors import BudgetReached, Interrupted, SelfchatError
+from selfchat.core.errors import BudgetReached
 from selfchat.core.records import Reason
-from selfchat.models.base import Busy, Lost, Model, ModelFailed, Refused, Reply
-from selfchat.models.remote_batches import (
-    MOST_BYTES,
-    MOST_REQUESTS,
-    BatchState,
-    RemoteBatches,
-    not_taken,
-)
+from selfchat.models.base import Busy, Model, ModelFailed, Refused, Reply, Unwelcome
+from selfchat.models.remote_batches import MOST_BYTES, MOST_REQUESTS
 
 ROUNDS = 3  # batches that a call may be in without being answered
-_FIRST_LOOK, _LAST_LOOK = 1.0, 60.0  # seconds between looks at a batch
-_TRIES = 8  # to reach the provider, before giving up
-Say = Callable[[str], None]
-
-
-Got = TypeVar("Got")
+_TOLD_AT_ONCE = 1000
+_ROW_BYTES = 1000  # of a batch's file, more than the request itself
 
 
 class _Asked(NamedTuple):
+    line: Batches
     prepared: Prepared
     answer: asyncio.Future[tuple[Entry, Reply]]
     rounds: int  # batches that it was in
 
-
-class Courier:
-    """Takes batches to the provider and brings back what became of them, through the journal."""
-
-    def __init__(self, batches: RemoteBatches, journal: Journal, say: Say) -> None:
-        self._batches, self._journal, self._say = batches, journal, say
-        self._stopped = asyncio.Event()
-        self._jitter = random.Random()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    async def recover(self) -> None:
-        """Bring in what an earlier run gave to the provider."""
-        for batch in self._journal.open_batches():
-            provider_id = batch.provider_id
-            if provider_id is None:
-                provider_id = await self._reached(partial(self._batches.find, batch.mark))
-            if provider_id is None:
-                await self._end(batch.id, None)
-                continue
-            self._say(f"batch {provider_id} of an earlier run: waiting for it")
-            await self._journal.batch_is(batch.id, "submitted", provider_id)
-            await self.bring(batch.id, provider_id)
-
-    async def send(self, calls: Sequence[Prepared]) -> tuple[int, str]:
-        """Make a batch of calls; give the journal's number of it and the provider's id."""
-        mark = f"selfchat-{uuid.uuid4().hex}"
-        number = await self._journal.intend_batch(mark, utc_now())
-        await asyncio.gather(*(self._intend(call, number) for call in calls))
-        rows = [self._batches.row(call.intent.label, call.request) for call in calls]
-        provider_id = await self._submit(rows, mark)
-        await self._journal.batch_is(number, "submitted", provider_id)
-        self._say(f"batch {provider_id}: {len(calls):,} calls given to the provider")
-        return number, provider_id
-
-    async def _intend(self, call: Prepared, batch: int) -> None:
-        if call.entry is None:
-            await self._journal.intend(call.intent, utc_now(), batch)
-        else:
-            await self._journal.intend_again(call.entry.id, utc_now(), batch)
-
-    async def _submit(self, rows: Sequence[bytes], mark: str) -> str:
-        """Make the batch once: after a lost answer, look whether it is there."""
-        for attempt in range(1, _TRIES + 1):
-            try:
-                return await self._batches.submit(rows, mark)
-            except Lost:
-                await self._rest(pause(attempt, self._jitter))
-                found = await self._reached(partial(self._batches.find, mark))
-                if found is not None:
-                    return found
-            except Busy as busy:
-                await self._rest(max(pause(attempt, self._jitter), busy.retry_after or 0.0))
-        raise ModelFailed("the provider takes no batch; run the same command again to go on")
-
-    async def bring(self, number: int, provider_id: str) -> dict[str, Exception]:
-        """Wait for a batch and keep its answers; give the faults of calls that have none.
-
-        Raises:
-            Busy: the provider has no room for a batch of that size now.
-            ModelFailed: it will not take such a batch.
-            Interrupted: `stop` was called; the batch goes on at the provider.
-        """
-        state = await self._ended(provider_id)
-        waiting = self._journal.waiting_in(number)
-        faults: dict[str, Exception] = {}
-        for file in state.files:
-            lines = await self._reached(partial(self._batches.lines, file))
-            kept = []
-            for line in lines:
-                if line.label not in waiting:
-                    continue
-                if line.answer is not None:
-                    answer, call = line.answer, waiting.pop(line.label)
-                    kept.append(
-                        self._journal.keep(call, answer.raw, answer.request_id, 0.0, utc_now())
-                    )
-                elif line.fault is not None:
-                    faults[line.label] = line.fault
-            await asyncio.gather(*kept)
-        await self._end(number, provider_id)
-        if state.status in ("failed", "cancelled") and not state.files:
-            raise not_taken(state)
-        return faults
-
-    async def _ended(self, provider_id: str) -> BatchState:
-        look, shown = _FIRST_LOOK, -1
-        while True:
-            state = await self._reached(partial(self._batches.state, provider_id))
-            if state.ended:
-                return state
-            if state.done != shown and state.total:
-                shown = state.done
-                self._say(f"batch {provider_id}: {state.status}, {shown:,} of {state.total:,}")
-            await self._rest(look)
-            look = min(look * 1.5, _LAST_LOOK)
-
-    async def _end(self, number: int, provider_id: str | None) -> None:
-        """Nothing more will come of the batch: its unanswered calls cost nothing."""
-        waiting = self._journal.waiting_in(number)
-        await asyncio.gather(*(self._journal.withdraw(call) for call in waiting.values()))
-        await self._journal.batch_is(number, "ended", provider_id)
-
-    async def _reached(self, ask: Callable[[], Awaitable[Got]]) -> Got:
-        """Ask the provider something that costs nothing, again where that may help."""
-        for attempt in range(1, _TRIES):
-            try:
-                return await ask()
-            except Busy as busy:
-                await self._rest(max(pause(attempt, self._jitter), busy.retry_after or 0.0))
-        try:
-            return await ask()
-        except Busy as busy:
-            raise ModelFailed(f"{busy}: run the same command again to go on") from None
-
-    async def _rest(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._stopped.wait(), seconds)
-        except TimeoutError:
-            return
-        self.refuse_when_stopped()
-
-    def refuse_when_stopped(self) -> None:
-        if self._stopped.is_set():
-            raise Interrupted(
-                "stopped; what the provider was given goes on there: run the same command again"
-            )
+    def anew(self, rounds: int) -> _Asked:
+        """The same call, which the journal knows by now."""
+        entry = self.line.journal.entry(self.prepared.intent.key)
+        return self._replace(prepared=self.prepared._replace(entry=entry), rounds=rounds)
 
 
-class Batches:
-    """A line that gathers calls until every talker waits for one, and sends them together."""
+class Waves:
+    """Gathers calls until every talker waits for one, and has them answered together.
 
-    def __init__(
-        self,
-        model: Model,
-        price: Price | None,
-        journal: Journal,
-        budget: Budget,
-        courier: Courier,
-        talkers: int,
-    ) -> None:
-        self._model, self._price = model, price
-        self._journal, self._budget, self._courier = journal, budget, courier
-        self._talkers = talkers
+    One for all models of a run: a talker may ask either, and only all of them together tell when
+    nobody can ask more.
+    """
+
+    def __init__(self, budget: Budget, talkers: int) -> None:
+        self._budget, self._talkers = budget, talkers
         self._asked: list[_Asked] = []
-        self._most = MOST_REQUESTS
-        self._wave: asyncio.Task[None] | None = None
-
-    def stop(self) -> None:
-        self._courier.stop()
+        self._wave: asyncio.Task[list[_Asked]] | None = None
+        self._cancelled = False
 
     def left(self) -> None:
         """One talker has nothing more to ask."""
         self._talkers -= 1
+        if self._wave is not None and not self._talkers:
+            self._wave.cancel()
         self._look()
 
-    async def fetch(self, prepared: Prepared) -> tuple[Entry, Reply]:
+    async def answer(self, line: Batches, prepared: Prepared) -> tuple[Entry, Reply]:
         answer: asyncio.Future[tuple[Entry, Reply]] = asyncio.get_running_loop().create_future()
-        self._asked.append(_Asked(prepared, answer, 0))
+        self._asked.append(_Asked(line, prepared, answer, 0))
         self._look()
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._cancelled = True  # the run is over: nothing more is sent
+            raise
 
     def _look(self) -> None:
         """Send what was asked once nobody can ask more before being answered."""
-        if self._wave is None and self._asked and len(self._asked) >= self._talkers:
-            self._wave = asyncio.create_task(self._send())
+        everybody = len(self._asked) >= self._talkers
+        if self._asked and everybody and self._wave is None and not self._cancelled:
+            asked, self._asked = self._asked, []
+            self._wave = asyncio.create_task(self._answered(asked))
+            self._wave.add_done_callback(partial(self._over, asked))
 
-    async def _send(self) -> None:
-        asked, self._asked = self._asked, []
-        holding: list[_Asked] = []
-        try:
-            self._courier.refuse_when_stopped()
-            holding = self._affordable(asked)
-            again = await self._exchange(holding)
-        except SelfchatError as error:
-            _fail(asked, error)
-        else:
-            self._asked = [*again, *asked[len(holding) :], *self._asked]
-        finally:
-            for one in holding:
-                self._budget.release(one.prepared.worst)
+    def _over(self, asked: Sequence[_Asked], wave: asyncio.Task[list[_Asked]]) -> None:
+        """A wave has ended, and nobody may be left waiting: an error is everybody's."""
         self._wave = None
+        if wave.cancelled():
+            for one in asked:
+                one.answer.cancel()
+        elif error := wave.exception():
+            for one in asked:
+                if not one.answer.done():
+                    one.answer.set_exception(error)
+        else:
+            self._asked = [*wave.result(), *self._asked]
         self._look()
 
-    def _affordable(self, asked: Sequence[_Asked]) -> list[_Asked]:
+    async def _answered(self, asked: Sequence[_Asked]) -> list[_Asked]:
+        """Have calls answered as far as the budget goes; give those that must be asked again."""
+        held = self._held(asked)
+        try:
+            return [*await self._exchanged(held), *asked[len(held) :]]
+        finally:
+            for one in held:
+                self._budget.release(one.prepared.worst)
+
+    def _held(self, asked: Sequence[_Asked]) -> list[_Asked]:
         """The first calls, as many as the budget has room for at their worst."""
         held: list[_Asked] = []
         for one in asked:
@@ -239,70 +107,111 @@ class Batches:
             held.append(one)
         return held
 
-    async def _exchange(self, asked: Sequence[_Asked]) -> list[_Asked]:
+    async def _exchanged(self, asked: Sequence[_Asked]) -> list[_Asked]:
         """Have calls answered in batches; give those that must be asked again."""
         again: list[_Asked] = []
-        sent = [
-            (part, await self._courier.send([one.prepared for one in part]))
-            for part in self._parts(asked)
-        ]
-        for part, (number, provider_id) in sent:
-            try:
-                faults = await self._courier.bring(number, provider_id)
-            except Busy as busy:
-                again += self._smaller(part, busy)
+        under_way: list[tuple[list[_Asked], Given]] = []
+        for part in _parts(asked):
+            line = part[0].line
+            given = await line.courier.send([one.prepared for one in part])
+            if line.one_by_one:
+                again += await self._brought(part, given)
             else:
-                again += self._settled(part, faults)
+                under_way.append((part, given))
+        for part, given in under_way:
+            again += await self._brought(part, given)
         return again
 
-    def _parts(self, asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
-        """Cut calls into batches that the provider takes."""
+    async def _brought(self, part: list[_Asked], given: Given) -> list[_Asked]:
+        """Wait for a batch; give the calls that it left out."""
+        line = part[0].line
+        try:
+            faults = await line.courier.bring(given)
+        except Busy as busy:
+            line.make_smaller(len(part), busy)
+            return [one.anew(one.rounds) for one in part]
+        line.check(faults.values(), len(part))
+        again = []
+        for place, one in enumerate(part):
+            if place % _TOLD_AT_ONCE == 0:
+                await asyncio.sleep(0)  # so that not all answers are in memory together
+            if not self._settled(one, faults):
+                again.append(one.anew(one.rounds + 1))
+        return again
+
+    def _settled(self, one: _Asked, faults: dict[str, Exception]) -> bool:
+        """Tell a caller its answer or fault; False when the call may be asked again."""
+        if answer := one.line.answered(one.prepared):
+            usage = answer[1].usage
+            self._budget.charge(cost_of(usage, one.line.price) if usage else one.prepared.worst)
+            if not one.answer.done():
+                one.answer.set_result(answer)
+            return True
+        fault = faults.get(one.prepared.intent.label)
+        if fault is None and one.rounds + 1 >= ROUNDS:
+            fault = Refused(Reason.GAVE_UP, f"not answered in {ROUNDS} batches")
+        if fault is not None and not one.answer.done():
+            one.answer.set_exception(fault)
+        return fault is not None
+
+
+class Batches:
+    """A line to one model, by batches; `price` is that of a call in a batch."""
+
+    def __init__(
+        self, model: Model, price: Price | None, journal: Journal, courier: Courier, waves: Waves
+    ) -> None:
+        self.price, self.journal, self.courier = price, journal, courier
+        self._model, self._waves = model, waves
+        self.most = MOST_REQUESTS
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether the provider's queue is known to be short: its limit is for batches together."""
+        return self.most < MOST_REQUESTS
+
+    def stop(self) -> None:
+        self.courier.stop()
+
+    async def fetch(self, prepared: Prepared) -> tuple[Entry, Reply]:
+        return await self._waves.answer(self, prepared)
+
+    def answered(self, prepared: Prepared) -> tuple[Entry, Reply] | None:
+        """A call's answer, where the journal has it."""
+        entry = self.journal.entry(prepared.intent.key)
+        if entry is None or entry.raw is None:
+            return None
+        return entry, self._model.read(entry.raw)
+
+    def make_smaller(self, size: int, busy: Busy) -> None:
+        """The provider's queue is too short for a batch of that size."""
+        if size == 1:
+            raise ModelFailed(f"the provider takes no batch: {busy}: run again later to go on")
+        self.most = max(1, size // 2)
+
+    def check(self, faults: Collection[Exception], calls: int) -> None:
+        """Stop when the endpoint finds fault with every call: none ever had an answer.
+
+        Raises:
+            ModelFailed: the first of the faults.
+        """
+        unwelcome = [fault for fault in faults if isinstance(fault, Unwelcome)]
+        if len(unwelcome) == calls and not self.journal.spent().answered:
+            raise ModelFailed(f"{self._model.address}: {unwelcome[0]}")
+
+
+def _parts(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+    """Cut calls into batches that their providers take."""
+    for line in dict.fromkeys(one.line for one in asked):
         part: list[_Asked] = []
         size = 0
         for one in asked:
-            bytes_of_it = 2 * len(one.prepared.intent.request)  # as JSON with escapes, about
-            if part and (len(part) >= self._most or size + bytes_of_it > MOST_BYTES):
+            if one.line is not line:
+                continue
+            row = len(json.dumps(one.prepared.intent.request)) + _ROW_BYTES
+            if part and (len(part) >= line.most or size + row > MOST_BYTES):
                 yield part
                 part, size = [], 0
             part.append(one)
-            size += bytes_of_it
-        if part:
-            yield part
-
-    def _smaller(self, part: Sequence[_Asked], busy: Busy) -> list[_Asked]:
-        """The provider's queue is too short for such a batch: make smaller ones."""
-        if len(part) == 1:
-            raise ModelFailed(f"the provider takes no batch: {busy}")
-        self._most = max(1, len(part) // 2)
-        return [self._anew(one) for one in part]
-
-    def _settled(self, part: Sequence[_Asked], faults: dict[str, Exception]) -> list[_Asked]:
-        """Tell each caller its answer or fault; give those that the batch left out."""
-        again = []
-        for one in part:
-            entry = self._journal.entry(one.prepared.intent.key)
-            fault = faults.get(one.prepared.intent.label)
-            if entry is not None and entry.raw is not None:
-                reply = self._model.read(entry.raw)
-                cost = cost_of(reply.usage, self._price) if reply.usage else one.prepared.worst
-                self._budget.charge(cost)
-                one.answer.set_result((entry, reply))
-            elif fault is not None:
-                one.answer.set_exception(fault)
-            elif one.rounds + 1 >= ROUNDS:
-                detail = f"not answered in {ROUNDS} batches"
-                one.answer.set_exception(Refused(Reason.GAVE_UP, detail))
-            else:
-                again.append(self._anew(one)._replace(rounds=one.rounds + 1))
-        return again
-
-    def _anew(self, one: _Asked) -> _Asked:
-        """The same call, which the journal knows by now."""
-        entry = self._journal.entry(one.prepared.intent.key)
-        return one._replace(prepared=one.prepared._replace(entry=entry))
-
-
-def _fail(asked: Sequence[_Asked], error: SelfchatError) -> None:
-    for one in asked:
-        if not one.answer.done():
-            one.answer.set_exception(error)
+            size += row
+        yield part

@@ -128,7 +128,9 @@ class Caller:
 
     def _told(self, request: Request, key: bytes, entry: Entry, reply: Reply) -> Told:
         """Add what an answer says of itself to the journal, unless it has it."""
-        price = self._price.of(reply.usage) if self._price and reply.usage else None
+        price = entry.price
+        if price is None and self._price and reply.usage:
+            price = self._price.of(reply.usage)
         if not entry.described:
             self._journal.describe(entry.id, reply.model, reply.id, reply.usage, price)
         if reply.fault is not None:

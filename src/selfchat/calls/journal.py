@@ -104,6 +104,7 @@ class Entry(NamedTuple):
     request_id: str
     batch: str | None  # the provider's batch that it was answered in
     described: bool  # whether the row has what the answer says of itself
+    price: float | None = None  # dollars, as they were when it was described
 
 
 class Batch(NamedTuple):
@@ -113,6 +114,7 @@ class Batch(NamedTuple):
     mark: str
     provider_id: str | None
     state: str
+    model: str | None  # that its calls ask; None where it has no call
 
 
 class Spent(NamedTuple):
@@ -249,7 +251,7 @@ class Journal:
         row = self._reader.execute(
             "SELECT id, raw, seconds, finished, request_id,"
             " (SELECT provider_id FROM batches WHERE batches.id = calls.batch),"
-            " model_returned IS NOT NULL, checksum FROM calls WHERE key = ?",
+            " model_returned IS NOT NULL, price, checksum FROM calls WHERE key = ?",
             (key,),
         ).fetchone()
         if row is None:
@@ -326,7 +328,9 @@ class Journal:
     def open_batches(self) -> list[Batch]:
         """Those that have not ended, in the order they were made."""
         rows = self._reader.execute(
-            "SELECT id, mark, provider_id, state FROM batches WHERE state != 'ended' ORDER BY id"
+            "SELECT id, mark, provider_id, state,"
+            " (SELECT model FROM calls WHERE batch = batches.id LIMIT 1)"
+            " FROM batches WHERE state != 'ended' ORDER BY id"
         )
         return [Batch(*row) for row in rows]
 

@@ -32,6 +32,7 @@ LOSSES = 3  # attempts cut off after they were sent; each may have cost
 THROTTLES = 30  # refusals of one call for being too many
 FIRST_ATTEMPTS = 3  # to connect, while the endpoint has not answered yet
 PATIENCE = 3600.0  # seconds that an outage may last, or refusals, with no answer at all
+LAST_PATIENCE = 300.0  # seconds without an answer when only a run's last calls are left
 
 
 @dataclass
@@ -169,10 +170,11 @@ class Online:
         trouble.attempts += 1
         answered = self.pace.last_answer
         alone = self._under_way == 1 and not self._gave_up_alone
+        last = self._are_last(trouble, busy)
         if answered is None:
-            self._give_up_at_first(trouble, busy, now)
-        elif now - max(answered, trouble.began) > PATIENCE:
-            raise self._down(busy)
+            self._give_up_at_first(trouble, busy, now, last or alone)
+        elif now - max(answered, trouble.began) > (LAST_PATIENCE if last else PATIENCE):
+            raise self._gave_up(trouble, busy) if last else self._down(busy)
         elif answered > trouble.since or alone:
             self._blame(trouble, busy, alone)
         trouble.since = now
@@ -181,12 +183,25 @@ class Online:
             wait = busy.retry_after + self._jitter.uniform(0, min(1.0, busy.retry_after / 10))
         await self._rest(wait)
 
-    def _give_up_at_first(self, trouble: _Trouble, busy: Busy, now: float) -> None:
-        """Nothing was ever answered: it is more likely a mistake than an outage."""
+    def _are_last(self, trouble: _Trouble, busy: Busy) -> bool:
+        """Whether nothing waits that could be answered, and this call has failed beside others.
+
+        In an outage that begins at a run's end, calls have no such past.
+        """
+        blamed = trouble.faults > 0 or self.pace.last_answer is None
+        few = self._under_way < self.pace.most
+        return few and blamed and not isinstance(busy, Throttled | Unreachable)
+
+    def _give_up_at_first(self, trouble: _Trouble, busy: Busy, now: float, last: bool) -> None:
+        """Nothing was answered in this run: it is more likely a mistake than an outage.
+
+        The last calls are more likely those that an earlier run gave up.
+        """
         most = FIRST_ATTEMPTS if isinstance(busy, Unreachable) else ATTEMPTS
         patient = isinstance(busy, Throttled) and now - trouble.began <= PATIENCE
         if trouble.attempts >= most and not patient:
-            raise self._down(busy)
+            earlier = last and self._ever_answered
+            raise self._gave_up(trouble, busy) if earlier else self._down(busy)
 
     def _blame(self, trouble: _Trouble, busy: Busy, alone: bool) -> None:
         """Count against the call what others did not suffer from; too much of it ends the call."""
@@ -195,7 +210,10 @@ class Online:
         trouble.losses += isinstance(busy, Lost)
         if trouble.faults >= ATTEMPTS or trouble.losses >= LOSSES or trouble.throttles >= THROTTLES:
             self._gave_up_alone = alone
-            raise Refused(Reason.GAVE_UP, f"after {trouble.attempts} attempts: {busy}")
+            raise self._gave_up(trouble, busy)
+
+    def _gave_up(self, trouble: _Trouble, busy: Busy) -> Refused:
+        return Refused(Reason.GAVE_UP, f"after {trouble.attempts} attempts: {busy}")
 
     def _down(self, busy: Busy) -> ModelFailed:
         return ModelFailed(

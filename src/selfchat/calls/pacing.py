@@ -124,7 +124,7 @@ class Pace:
     ) -> None:
         self._now = asyncio.get_running_loop().time
         now = self._now()
-        self._most = concurrency
+        self.most = concurrency
         self._level = float(concurrency)  # calls in flight that are allowed now
         self._given = RateLimits(requests_per_minute, tokens_per_minute)
         self._told = RateLimits()
@@ -224,7 +224,7 @@ class Pace:
         self._streak = self._closings = 0
         self._probing = False
         self._since_cut += 1
-        self._level = min(self._most, self._level + self._growth())
+        self._level = min(self.most, self._level + self._growth())
         self._learned.answered(now)
         self._answers += 1
         self._slowest = max(now - ticket.entered, self._slowest * _FORGETTING)
@@ -232,7 +232,7 @@ class Pace:
         self.leave(ticket)
 
     def _growth(self) -> float:
-        """Of the level, with an answer: fast where known limits, not the level, prevent refusals."""
+        """Of the level with an answer; fast where known limits, not the level, prevent refusals."""
         known = self._requests.rate is not None or self._tokens.rate is not None
         if known and self._level < self._enough:
             return 1.0

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from itertools import zip_longest
 from typing import NamedTuple
 
-from selfchat.calls.batches import Batches, Courier
+from selfchat.calls.batches import Batches, Waves
 from selfchat.calls.budget import Budget
 from selfchat.calls.caller import Caller, check_price
+from selfchat.calls.courier import Courier, recover
 from selfchat.calls.journal import Journal
 from selfchat.calls.online import Online
 from selfchat.calls.pacing import Pace
@@ -23,10 +24,14 @@ from selfchat.models.remote_batches import MOST_REQUESTS, RemoteBatches
 
 
 class Teacher(NamedTuple):
-    """A model and what its tokens cost; None where that is unknown."""
+    """A model and what its tokens cost, call by call and in batches; None where that is unknown."""
 
     model: Model
     price: Price | None
+
+    @property
+    def batch_price(self) -> Price | None:
+        return self.price.in_batches() if self.price else None
 
 
 class Traffic(NamedTuple):
@@ -64,7 +69,7 @@ def _teacher(
 ) -> Teacher:
     price = find_price(model.address, price_in, price_out)
     check_price(model, price, options.max_cost)
-    return Teacher(model, price.in_batches() if price and options.batch else price)
+    return Teacher(model, price)
 
 
 class Engine:
@@ -80,24 +85,30 @@ class Engine:
         say: Callable[[str], None],
     ) -> None:
         self._options, self._teachers, self._journal = options, teachers, journal
-        self._couriers: list[Courier] = []
         self._say = say
         self.budget = Budget(options.max_tokens, options.max_cost, journal.spent())
+        self._waves = Waves(self.budget, workers)
         self.lines: list[Online | Batches] = []
         if not offline:
-            self.lines = [self._line(teacher, workers) for teacher in teachers]
+            self.lines = [self._line(teacher) for teacher in teachers]
         prompts = prompt_version(options)
         callers = [
-            Caller(teacher.model, journal, teacher.price, line, prompts)
+            Caller(
+                teacher.model,
+                journal,
+                teacher.batch_price if options.batch else teacher.price,
+                line,
+                prompts,
+            )
             for teacher, line in zip_longest(teachers, self.lines)
         ]
         self.talkers = Talkers(assistant=callers[0], user=callers[-1])
 
-    def _line(self, teacher: Teacher, workers: int) -> Online | Batches:
+    def _line(self, teacher: Teacher) -> Online | Batches:
         model, price = teacher
         if self._options.batch:
-            courier = Courier(RemoteBatches(_batching(model)), self._journal, self._say)
-            return Batches(model, price, self._journal, self.budget, courier, workers)
+            courier = _courier(_batching(model), teacher, self._journal, self._say)
+            return Batches(model, teacher.batch_price, self._journal, courier, self._waves)
         options = self._options
         pace = Pace(options.concurrency, options.rpm, options.tpm)
         return Online(model, price, self._journal, self.budget, pace)
@@ -109,9 +120,7 @@ class Engine:
 
     def left(self) -> None:
         """One worker has no dialogue any more."""
-        for line in self.lines:
-            if isinstance(line, Batches):
-                line.left()
+        self._waves.left()
 
     @property
     def priced(self) -> bool:
@@ -133,13 +142,18 @@ async def recover_batches(
     teachers: list[Teacher], journal: Journal, say: Callable[[str], None]
 ) -> None:
     """Bring in what an earlier run gave to a provider and did not see the end of."""
-    if not journal.open_batches():
-        return
-    model = next(
-        (teacher.model for teacher in teachers if isinstance(teacher.model, RemoteModel)), None
-    )
-    if model is not None:
-        await Courier(RemoteBatches(model), journal, say).recover()
+    couriers = [
+        _courier(teacher.model, teacher, journal, say)
+        for teacher in teachers
+        if isinstance(teacher.model, RemoteModel)
+    ]
+    await recover(couriers, journal, say)
+
+
+def _courier(
+    model: RemoteModel, teacher: Teacher, journal: Journal, say: Callable[[str], None]
+) -> Courier:
+    return Courier(RemoteBatches(model), teacher.batch_price, journal, say)
 
 
 def workers_of(options: CollectOptions, seeds: int) -> int:

@@ -27,7 +27,7 @@ class CollectOptions(Options):
     language: str | None = result(None, "dialogues in another are rejected (ISO 639-1, as in 'en')")
     near_duplicates: float = result(
         1.0,
-        "share of words in common from which an opening repeats an earlier one; 0 keeps all",
+        "share of words in common from which a seed repeats an earlier one; 0 keeps all",
         ge=0,
         le=1,
     )

@@ -36,6 +36,7 @@ class Screen:
         self, tally: Tally, budget: Budget, priced: bool, traffic: Callable[[], Traffic]
     ) -> None:
         self._tally, self._budget, self._priced, self._traffic = tally, budget, priced, traffic
+        self._began = time.monotonic()
         self._seen: deque[tuple[float, int]] = deque()
         self.note = ""
 
@@ -72,14 +73,18 @@ class Screen:
             tokens += f" (about {_short(self._budget.tokens * share)} in all)"
         if not self._priced:
             return f"{tokens} · price unknown"
+        if not self._budget.dollars:
+            return tokens
         dollars = f"${self._budget.dollars:,.4f}"
-        if share > 1 and self._budget.dollars:
+        if share > 1:
             dollars += f" (about ${self._budget.dollars * share:,.2f} in all)"
         return f"{tokens} · {dollars}"
 
     def _calls(self) -> str:
         traffic = self._traffic()
-        parts = [f"{traffic.in_flight} of {traffic.level} in flight"] if traffic.level else []
+        parts = []
+        if traffic.in_flight or traffic.closed_for:
+            parts.append(f"{traffic.in_flight} of {traffic.level} in flight")
         if traffic.throttled:
             parts.append(f"{traffic.throttled:,} answered 429")
         if traffic.lost:
@@ -89,8 +94,10 @@ class Screen:
         return " · ".join(parts)
 
     def _left(self) -> str:
-        """Rate and time left, by what was done of late."""
+        """Rate and time left, by what was done of late; at the end, how long it took."""
         now = time.monotonic()
+        if self.done >= self.total:
+            return f"took {clock(now - self._began)}"
         self._seen.append((now, self.done))
         while now - self._seen[0][0] > _SPAN:
             self._seen.popleft()

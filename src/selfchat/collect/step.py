@@ -17,7 +17,7 @@ from selfchat.collect.openings import near_duplicates
 from selfchat.collect.options import CollectOptions
 from selfchat.collect.screen import Screen, Tally
 from selfchat.collect.spool import Spool
-from selfchat.collect.strategies import Conversed, converse, opening, prompt_version
+from selfchat.collect.strategies import Conversed, converse, prompt_version
 from selfchat.core.errors import Interrupted, SelfchatError, UsageError
 from selfchat.core.files import read_records
 from selfchat.core.progress import Progress
@@ -65,68 +65,78 @@ class _Numbered(NamedTuple):
     seed: Seed
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """Which seeds are talked about; the others are repetitions."""
 
     seeds: int  # all but those that stand twice
     repeated: frozenset[int]  # numbers of rows whose seed stood before
-    near: dict[int, int]  # numbers of openings that repeat an earlier one, and of that one
+    near: dict[int, int]  # numbers of seeds that nearly repeat an earlier one, and of that one
 
 
 def collect(
-    options: CollectOptions, seeds_path: Path, run: Path, progress: Progress, reparse: bool = False
+    options: CollectOptions,
+    seeds_path: Path,
+    run: Path,
+    progress: Progress,
+    reparse: bool = False,
+    out: Path | None = None,
 ) -> Collected:
     """Write `dialogues.jsonl`, `provenance.jsonl` and `rejections.jsonl`, in seed order.
 
     Args:
         reparse: make them from the journal alone, without a call.
+        out: where to write them, if not to the run, whose journal is used all the same.
 
     Raises:
         BudgetReached, Interrupted: what was collected so far is written; run again to go on.
         SelfchatError: no call can succeed.
     """
-    plan = _planned(options, seeds_path)
+    plan = planned(options, seeds_path)
     teachers = open_teachers(options)
     if reparse and not (run / JOURNAL).exists():
         raise UsageError(f"{run / JOURNAL}: no journal to parse anew")
-    return asyncio.run(_collect(options, seeds_path, plan, teachers, run, progress, reparse))
+    return asyncio.run(
+        _collect(options, seeds_path, plan, teachers, run, out or run, progress, reparse)
+    )
 
 
-def _planned(options: CollectOptions, path: Path) -> _Plan:
+def planned(options: CollectOptions, path: Path) -> Plan:
     """Read all seeds once, so that a bad row is found before anything is paid for."""
     ids: set[str] = set()
-    repeated, openings, numbers = set(), [], []
+    repeated, texts, numbers = set(), [], []
     for number, seed in enumerate(read_records(path, Seed)):
         if seed.id in ids:
             repeated.add(number)
             continue
         ids.add(seed.id)
         if options.near_duplicates:
-            openings.append(opening(seed, options))
+            texts.append(seed.text)
             numbers.append(number)
     if not ids:
         raise UsageError(f"{path}: no seeds in it")
-    pairs = zip(numbers, near_duplicates(openings, options.near_duplicates), strict=True)
+    pairs = zip(numbers, near_duplicates(texts, options.near_duplicates), strict=True)
     near = {number: numbers[of] for number, of in pairs if of is not None}
-    return _Plan(len(ids), frozenset(repeated), near)
+    return Plan(len(ids), frozenset(repeated), near)
 
 
 async def _collect(
     options: CollectOptions,
     seeds_path: Path,
-    plan: _Plan,
+    plan: Plan,
     teachers: list[Teacher],
     run: Path,
+    out: Path,
     progress: Progress,
     reparse: bool,
 ) -> Collected:
     began = time.monotonic()
     journal = Journal(run / JOURNAL)
-    spool = Spool(run, (DIALOGUES, PROVENANCE, REJECTIONS), plan.seeds + len(plan.repeated))
+    spool = Spool(out, (DIALOGUES, PROVENANCE, REJECTIONS), plan.seeds + len(plan.repeated))
     try:
-        _greet(journal, progress)
+        _say_salvaged(journal, progress)
         if not reparse:
             await recover_batches(teachers, journal, progress.say)
+        _say_ambiguous(journal, progress)
         workers = workers_of(options, plan.seeds)
         engine = Engine(options, teachers, journal, workers, reparse, progress.say)
         if not engine.priced:
@@ -150,7 +160,7 @@ class _Work:
     """The dialogues of one run, many at a time."""
 
     def __init__(
-        self, options: CollectOptions, plan: _Plan, seeds: Path, engine: Engine, spool: Spool
+        self, options: CollectOptions, plan: Plan, seeds: Path, engine: Engine, spool: Spool
     ) -> None:
         self._options, self._plan = options, plan
         self._engine, self._spool = engine, spool
@@ -175,7 +185,7 @@ class _Work:
             if number in self._plan.repeated:
                 continue
             if number in self._plan.near:
-                detail = f"its opening nearly repeats seed {ids[self._plan.near[number]]}"
+                detail = f"nearly repeats seed {ids[self._plan.near[number]]}"
                 self._reject(_Numbered(number, seed), Reason.NEAR_DUPLICATE, detail)
                 continue
             yield _Numbered(number, seed)
@@ -285,14 +295,16 @@ async def _every(seconds: float, act: Callable[[], None]) -> None:
         act()
 
 
-def _greet(journal: Journal, progress: Progress) -> None:
-    """Say what state the journal is in."""
+def _say_salvaged(journal: Journal, progress: Progress) -> None:
     if journal.salvaged:
         rows, lost, kept_as = journal.salvaged
         progress.say(
             f"the journal was damaged: {rows:,} calls could be read and {lost:,} are lost; the "
             f"damaged file is kept as {kept_as}"
         )
+
+
+def _say_ambiguous(journal: Journal, progress: Progress) -> None:
     if ambiguous := journal.spent().ambiguous:
         progress.say(
             f"{ambiguous:,} attempts of earlier runs have no known end: they are charged at their "

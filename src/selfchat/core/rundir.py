@@ -20,7 +20,7 @@ from selfchat.core.errors import SelfchatError, UsageError
 from selfchat.core.files import content_hash, read_json, write_json
 from selfchat.core.records import Record
 
-_VERSIONED = ("torch", "transformers", "tokenizers", "xllamacpp", "aiohttp", "pydantic")
+_VERSIONED = ("torch", "transformers", "tokenizers", "xllamacpp", "pydantic")
 
 
 class StepRecord(Record):

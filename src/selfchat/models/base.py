@@ -125,6 +125,10 @@ class ModelFailed(SelfchatError):
     """No call can succeed: wrong key, no such model, quota gone, endpoint down."""
 
 
+class NotThere(ModelFailed):
+    """The endpoint has no such path, or no such model."""
+
+
 class AddressError(UsageError):
     """A model's address makes no sense."""
 

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible endpoint, over aiohttp."""
+"""Any OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
-
-import aiohttp
+from uuid import uuid4
 
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Reason, Usage
@@ -22,6 +20,7 @@ from selfchat.models.base import (
     FinishReason,
     Lost,
     ModelFailed,
+    NotThere,
     RateLimits,
     Refused,
     Reply,
@@ -30,6 +29,7 @@ from selfchat.models.base import (
     Unreachable,
     Unwelcome,
 )
+from selfchat.models.http import HttpClient, HttpError, NotConnected, Response, TooLarge
 from selfchat.models.keys import api_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -41,8 +41,6 @@ _FINISH: dict[str, FinishReason] = {
 }
 _MOST_TOKENS = 1 << 31  # of one call: more is nonsense
 _MOST_BYTES = 1 << 25  # of one answer
-_NOT_CONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-_CONNECT_SECONDS = 30.0
 
 
 class RemoteModel:
@@ -67,17 +65,23 @@ class RemoteModel:
         self._key = api_key(key_variable)
         self._timeout = timeout
         self._limit = "max_tokens"
-        self._session: aiohttp.ClientSession | None = None
+        self._client: HttpClient | None = None
 
     async def send(self, request: Request, label: str, timeout: float | None = None) -> Answer:
         body = self.body(request)
         try:
             return await self.post("/chat/completions", body, label, timeout)
         except Unwelcome as fault:
-            if self._limit == _NEWER_LIMIT or _NEWER_LIMIT not in fault.detail:
+            if _NEWER_LIMIT in body or not self.renames_limit(fault):
                 raise
-        self._limit = _NEWER_LIMIT
         return await self.post("/chat/completions", self.body(request), label, timeout)
+
+    def renames_limit(self, fault: Refused) -> bool:
+        """Whether a fault asks for the newer name of the limit, which is used from then on."""
+        if _NEWER_LIMIT not in fault.detail:
+            return False
+        self._limit = _NEWER_LIMIT
+        return True
 
     def body(self, request: Request) -> dict[str, Any]:
         """The request as the endpoint takes it."""
@@ -99,41 +103,53 @@ class RemoteModel:
         headers = {"Content-Type": "application/json"}
         if label:
             headers["Idempotency-Key"] = label
-        data = json.dumps(body).encode()
-        return await self.call("POST", path, data=data, headers=headers, timeout=timeout)
+        return _answer(await self._call("POST", path, json.dumps(body).encode(), headers, timeout))
 
-    async def call(
-        self, method: str, path: str, timeout: float | None = None, **content: Any
-    ) -> Answer:
-        """Make one HTTP request and return the body of a good answer; see Model.send."""
-        return await self._call(method, path, timeout, _MOST_BYTES, **content)
+    async def get(self, path: str) -> Answer:
+        return _answer(await self._call("GET", path))
 
-    async def download(self, path: str) -> str:
+    async def upload(self, path: str, fields: Mapping[str, str], name: str, file: bytes) -> Answer:
+        """Send a form with fields and one file (RFC 7578)."""
+        boundary = uuid4().hex
+        part = f"--{boundary}\r\nContent-Disposition: form-data; name="
+        head = "".join(f'{part}"{field}"\r\n\r\n{text}\r\n' for field, text in fields.items())
+        head += f'{part}"file"; filename="{name}"\r\nContent-Type: application/octet-stream\r\n\r\n'
+        body = b"".join((head.encode(), file, f"\r\n--{boundary}--\r\n".encode()))
+        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+        return _answer(await self._call("POST", path, body, headers))
+
+    async def download(self, path: str) -> bytes:
         """A file of any size."""
-        return (await self._call("GET", path, None, None)).raw
+        return (await self._call("GET", path, most=None)).body
 
     async def _call(
-        self, method: str, path: str, timeout: float | None, most: int | None, **content: Any
-    ) -> Answer:
-        session = self._open_session()
-        limit = _time_limit(min(timeout or self._timeout, self._timeout))
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        most: int | None = _MOST_BYTES,
+    ) -> Response:
+        """Make one HTTP request and return a good response; see Model.send.
+
+        Args:
+            most: bytes that the response may have.
+        """
+        client = self._open()
+        seconds = min(timeout or self._timeout, self._timeout)
         try:
-            async with session.request(
-                method, self._url + path, allow_redirects=False, timeout=limit, **content
-            ) as answer:
-                text = await _text(answer, most)
-                if answer.status == 200:
-                    return Answer(
-                        text, answer.headers.get("x-request-id", ""), _rate_limits(answer.headers)
-                    )
-                said = redact(text, self._key)
-                raise failure(answer.status, said, answer.headers, self.address, self._url)
-        except aiohttp.InvalidURL:
-            raise UsageError(f"base URL {self._url!r} is no URL") from None
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            detail = redact(str(error), self._key) or type(error).__name__
-            kind = Unreachable if isinstance(error, _NOT_CONNECTED) else Lost
-            raise kind(f"{self._url}: {detail}") from None
+            response = await client.request(method, path, body, headers, seconds=seconds, most=most)
+        except NotConnected as error:
+            raise Unreachable(f"{self._url}: {error}") from None
+        except TooLarge as error:  # it is kept and charged, as an answer that makes no sense
+            return Response(200, {}, str(error).encode())
+        except HttpError as error:
+            raise Lost(f"{self._url}: {error}") from None
+        if response.status == 200:
+            return response
+        said = redact(_decoded(response.body), self._key)
+        raise failure(response.status, said, response.headers, self.address, self._url)
 
     def read(self, raw: str) -> Reply:
         try:
@@ -159,39 +175,32 @@ class RemoteModel:
         )
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        if self._client is not None:
+            await self._client.close()
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    def _open(self) -> HttpClient:
+        if self._client is None:
             if not self._key and self._url == OPENAI_URL:
                 raise UsageError(
                     f"no API key: set {self._key_variable}, or {self._key_variable}_FILE to a file "
                     "that holds it"
                 )
             headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=headers,
-            )
-        return self._session
+            try:
+                self._client = HttpClient(self._url, headers)
+            except ValueError as error:
+                raise UsageError(f"base URL {self._url!r}: {error}") from None
+        return self._client
 
 
-@lru_cache(maxsize=256)
-def _time_limit(seconds: float) -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=seconds, sock_connect=_CONNECT_SECONDS)
+def _answer(response: Response) -> Answer:
+    headers = response.headers
+    return Answer(_decoded(response.body), headers.get("x-request-id", ""), _rate_limits(headers))
 
 
-async def _text(answer: aiohttp.ClientResponse, most: int | None) -> str:
-    """The body, of at most `most` bytes; what is no UTF-8 is replaced."""
-    chunks, size = [], 0
-    async for chunk in answer.content.iter_any():
-        chunks.append(chunk)
-        size += len(chunk)
-        if most is not None and size > most:
-            raise Refused(Reason.BAD_ANSWER, f"an answer of more than {most:,} bytes")
-    return b"".join(chunks).decode("utf-8", "replace")
+def _decoded(body: bytes) -> str:
+    """What is no UTF-8 is replaced."""
+    return body.decode("utf-8", "replace")
 
 
 def _shown(raw: str) -> str:
@@ -244,7 +253,7 @@ def failure(
     if status == 402 or "insufficient_quota" in code:
         return ModelFailed(f"{address}: the account's quota is used up: {said}")
     if status == 404 or "model_not_found" in code:
-        return ModelFailed(f"{address}: no such model or path at {url}: {said}")
+        return NotThere(f"{address}: no such model or path at {url}: {said}")
     too_long = "context_length" in code or "exceed_context" in code
     if too_long or (status == 400 and "maximum context length" in said.lower()):
         return Refused(Reason.CONTEXT_FULL, said)
@@ -284,7 +293,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     said = headers.get("retry-after-ms", "")
     if said and (milliseconds := _number(said)) is not None:
         return milliseconds / 1000
-    said = headers.get("Retry-After", "")
+    said = headers.get("retry-after", "")
     if said:
         return _number(said) if _number(said) is not None else _until(said)
     empty = [

@@ -1,0 +1,304 @@
+"""Takes batches to a provider and brings back what became of them, through the journal.
+
+A batch is in the journal before it is made and carries a mark, by which it is found again after a
+crash. What a batch answered is kept even where the rest of it expired or failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+from selfchat.calls.caller import Prepared, utc_now
+from selfchat.calls.journal import Batch, Journal
+from selfchat.calls.pacing import pause
+from selfchat.calls.prices import Price
+from selfchat.core.errors import Interrupted, SelfchatError
+from selfchat.models.base import (
+    Answer,
+    Busy,
+    ModelFailed,
+    NotThere,
+    Refused,
+    Throttled,
+    Unreachable,
+)
+from selfchat.models.remote_batches import BatchLine, BatchState, NotTaken, RemoteBatches, not_taken
+
+_TRIES, _FIRST_TRIES = 8, 3  # to reach the provider, and to connect to it at first
+_PATIENCE = 3600.0  # seconds that an outage may last, of a provider that was reached before
+_AT_ONCE = 1000  # writes
+_LONGEST_LOOK = 60.0  # seconds between looks at a batch
+Say = Callable[[str], None]
+Got = TypeVar("Got")
+
+
+class Given(NamedTuple):
+    """A batch that the provider has."""
+
+    number: int  # the journal's
+    provider_id: str
+
+
+class Courier:
+    """For the batches of one model.
+
+    Args:
+        price: of a call in a batch.
+        look: seconds between the first looks at a batch; they become rarer.
+        settling: seconds after which a new batch is surely among those that a provider lists.
+    """
+
+    def __init__(
+        self,
+        batches: RemoteBatches,
+        price: Price | None,
+        journal: Journal,
+        say: Say,
+        look: float = 1.0,
+        settling: float = 2.0,
+    ) -> None:
+        self.address = batches.model.address
+        self._batches, self._price, self._journal, self._say = batches, price, journal, say
+        self._look, self._settling = look, settling
+        self._stopped = asyncio.Event()
+        self._jitter = random.Random()
+        self._ever_reached = False
+        self._open: dict[int, str] = {}
+
+    def stop(self) -> None:
+        """End all waiting."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        for provider_id in self._open.values():
+            self._say(f"batch {provider_id} goes on at the provider: the same command fetches it")
+
+    def refuse_when_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise Interrupted("stopped; run the same command again to go on")
+
+    async def recover(self, batch: Batch) -> bool:
+        """Bring in a batch of an earlier run; False when the provider does not know it."""
+        provider_id = batch.provider_id or await self._found(batch.mark)
+        if provider_id is None:
+            return False
+        try:
+            await self._reached(partial(self._batches.state, provider_id))
+        except NotThere:
+            return False
+        self._say(f"batch {provider_id} of an earlier run: waiting for it")
+        await self._is_given(batch.id, provider_id)
+        try:
+            await self.bring(Given(batch.id, provider_id))
+        except (Busy, NotTaken) as fault:
+            self._say(f"batch {provider_id}: {fault}")
+        return True
+
+    async def send(self, calls: Sequence[Prepared]) -> Given:
+        """Make a batch of calls."""
+        self.refuse_when_stopped()
+        mark = f"selfchat-{uuid.uuid4().hex}"
+        number = await self._journal.intend_batch(mark, utc_now())
+        await _all(self._intend(call, number) for call in calls)
+        content = b"".join(self._batches.row(call.intent.label, call.request) for call in calls)
+        try:
+            provider_id = await self._create(
+                number, await self._upload(number, content, mark), mark
+            )
+        except NotThere as fault:
+            raise ModelFailed(
+                f"the endpoint has no Batch API; leave --batch out ({fault})"
+            ) from None
+        await self._is_given(number, provider_id)
+        self._say(f"batch {provider_id}: {len(calls):,} calls given to the provider")
+        return Given(number, provider_id)
+
+    async def _intend(self, call: Prepared, batch: int) -> None:
+        if call.entry is None:
+            await self._journal.intend(call.intent, utc_now(), batch)
+        else:
+            await self._journal.intend_again(call.entry.id, utc_now(), batch)
+
+    async def _is_given(self, number: int, provider_id: str) -> None:
+        self._open[number] = provider_id
+        await self._journal.batch_is(number, "submitted", provider_id)
+
+    async def _upload(self, number: int, content: bytes, mark: str) -> str:
+        try:
+            return await self._reached(partial(self._batches.upload, content, mark))
+        except SelfchatError:
+            await self._end(number, None)
+            raise
+
+    async def _create(self, number: int, file: str, mark: str) -> str:
+        """Make the batch once: when it is not clear whether it was made, look for it."""
+        attempt, began = 0, asyncio.get_running_loop().time()
+        while True:
+            attempt += 1
+            try:
+                return await self._batches.create(file, mark)
+            except (ModelFailed, Refused) as fault:
+                await self._end(number, None)
+                raise _final(fault) from None
+            except Busy as busy:
+                await self._pause(busy, attempt, began)
+                made = not isinstance(busy, Throttled | Unreachable) and await self._found(mark)
+            if made:
+                return made
+
+    async def _found(self, mark: str) -> str | None:
+        """The provider's id of the batch with that mark, which it may list a little late."""
+        for last in (False, True):
+            try:
+                found = await self._reached(partial(self._batches.find, mark))
+            except NotThere:
+                return None  # without a list of batches there is none
+            if found is not None or last:
+                return found
+            await self._rest(self._settling)
+        return None
+
+    async def bring(self, given: Given) -> dict[str, Exception]:
+        """Wait for a batch and keep its answers; give the faults of calls that have none, by label.
+
+        Raises:
+            Busy: the provider has no room for a batch of that size now.
+            NotTaken: it does not make these calls.
+            Interrupted: `stop` was called; the batch goes on at the provider.
+        """
+        state = await self._ended(given.provider_id)
+        waiting = self._journal.waiting_in(given.number)
+        faults: dict[str, Exception] = {}
+        for file in state.files:
+            await self._keep(file, waiting, faults)
+        await self._end(*given)
+        if state.status == "cancelled" or (state.status == "failed" and not state.files):
+            raise not_taken(state)
+        return faults
+
+    async def _ended(self, provider_id: str) -> BatchState:
+        look, shown = self._look, -1
+        while True:
+            state = await self._reached(partial(self._batches.state, provider_id))
+            if state.ended:
+                return state
+            if state.done != shown and state.total:
+                shown = state.done
+                self._say(f"batch {provider_id}: {state.status}, {shown:,} of {state.total:,}")
+            await self._rest(look)
+            look = min(look * 1.5, _LONGEST_LOOK)
+
+    async def _keep(self, file: str, waiting: dict[str, int], faults: dict[str, Exception]) -> None:
+        """Put a file's answers on disk; those calls are taken out of `waiting`."""
+        lines = await self._reached(partial(self._batches.lines, file))
+        await _all(self._kept(lines, waiting, faults))
+
+    def _kept(
+        self, lines: Iterable[BatchLine], waiting: dict[str, int], faults: dict[str, Exception]
+    ) -> Iterator[Awaitable[None]]:
+        for line in lines:
+            if line.label not in waiting:
+                continue
+            if line.answer is not None:
+                yield self._keep_answer(waiting.pop(line.label), line.answer)
+            elif line.fault is not None:
+                faults[line.label] = line.fault
+
+    async def _keep_answer(self, call: int, answer: Answer) -> None:
+        """Put an answer on disk with what it says of itself, at the price of batches."""
+        reply = self._batches.model.read(answer.raw)
+        price = self._price.of(reply.usage) if self._price and reply.usage else None
+        self._journal.describe(call, reply.model, reply.id, reply.usage, price)
+        await self._journal.keep(call, answer.raw, answer.request_id, 0.0, utc_now())
+
+    async def _end(self, number: int, provider_id: str | None) -> None:
+        await _end(self._journal, number, provider_id)
+        self._open.pop(number, None)
+
+    async def _reached(self, ask: Callable[[], Awaitable[Got]]) -> Got:
+        """Ask the provider something that costs nothing, again where that may help."""
+        attempt, began = 0, asyncio.get_running_loop().time()
+        while True:
+            attempt += 1
+            try:
+                got = await ask()
+            except Refused as refused:
+                raise _final(refused) from None
+            except Busy as busy:
+                await self._pause(busy, attempt, began)
+            else:
+                self._ever_reached = True
+                return got
+
+    async def _pause(self, busy: Busy, attempt: int, began: float) -> None:
+        """Rest before another attempt, or give up."""
+        at_first = isinstance(busy, Unreachable) and not self._ever_reached
+        spent = asyncio.get_running_loop().time() - began
+        if attempt >= (_FIRST_TRIES if at_first else _TRIES) and (
+            not self._ever_reached or spent > _PATIENCE
+        ):
+            raise ModelFailed(
+                f"{self.address}: the Batch API does not answer ({busy}): check the network and "
+                "--base-url, then run the same command again"
+            )
+        await self._rest(max(pause(attempt, self._jitter), busy.retry_after or 0.0))
+
+    async def _rest(self, seconds: float) -> None:
+        """Sleep; `stop` ends it."""
+        try:
+            await asyncio.wait_for(self._stopped.wait(), seconds)
+        except TimeoutError:
+            return
+        self.refuse_when_stopped()
+
+
+def _final(fault: ModelFailed | Refused) -> ModelFailed:
+    """A refusal of the Batch API is not about one call."""
+    if isinstance(fault, ModelFailed):
+        return fault
+    return ModelFailed(f"the Batch API refuses: {fault}")
+
+
+async def recover(couriers: Sequence[Courier], journal: Journal, say: Say) -> None:
+    """Bring in what an earlier run gave to providers and did not see the end of.
+
+    Raises:
+        ModelFailed: a batch that was paid for is not at the endpoint.
+    """
+    for batch in journal.open_batches():
+        own = [courier for courier in couriers if courier.address == batch.model]
+        if batch.model is not None and not own:
+            say(f"a batch of {batch.model} is left open until that is the teacher again")
+            continue
+        for courier in own:
+            if await courier.recover(batch):
+                break
+        else:
+            if batch.provider_id is not None:
+                raise ModelFailed(
+                    f"batch {batch.provider_id} of an earlier run is not at this endpoint: go on "
+                    "with the endpoint and the account that have it, or choose another --out"
+                )
+            await _end(journal, batch.id, None)
+
+
+async def _all(writes: Iterable[Awaitable[None]]) -> None:
+    """Wait for writes, many at a time, so that they share commits."""
+    left = iter(writes)
+    while some := list(islice(left, _AT_ONCE)):
+        await asyncio.gather(*some)
+
+
+async def _end(journal: Journal, number: int, provider_id: str | None) -> None:
+    """Put on disk that nothing more will come of a batch: its unanswered calls cost nothing."""
+    waiting = journal.waiting_in(number).values()
+    await asyncio.gather(
+        *(journal.withdraw(call) for call in waiting),
+        journal.batch_is(number, "ended", provider_id),
+    )

@@ -1,0 +1,470 @@
+"""What is paid for outlives a power cut, a full disk, a torn file and a damaged one."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench import Teller, ask_all
+from command import Child, command, finish, kill, one_line, start, wait_until
+
+from endpoint import Endpoint, slowly
+from kills import rows
+from selfchat.calls import journal as journal_module
+from selfchat.calls.caller import Told
+from selfchat.calls.journal import Journal
+from selfchat.collect.options import CollectOptions
+from selfchat.collect.step import Collected, collect
+from selfchat.core.errors import SelfchatError
+from selfchat.core.files import write_records
+from selfchat.core.progress import Quiet
+from selfchat.core.records import Seed
+
+SUPPORT = Path(__file__).parents[1] / "support"
+PAGE = 4096
+SEEDS = 60
+
+
+# ---- what is on disk at a power cut
+
+CHILD = """
+import os, sys
+from pathlib import Path
+from bench import Teller, ask_all
+from selfchat.calls.journal import Journal
+
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+
+def synced():
+    return b"".join(path.read_bytes() for path in folder.glob("*.synced"))
+
+class Model(Teller):
+    async def send(self, request, label, timeout=None):
+        if mode == "dies when it sends":
+            os._exit(9)
+        if mode == "looks":
+            assert label.encode() in synced(), label
+        return await super().send(request, label)
+    def read(self, raw):
+        if mode == "looks":
+            assert raw.encode() in synced(), raw
+        else:
+            os._exit(9)
+        return super().read(raw)
+
+journal = Journal(folder / "journal.sqlite")
+if mode == "does not sync":
+    journal._writer.execute("PRAGMA synchronous=OFF")
+count = 100 if mode == "looks" else 1
+found = ask_all(Model([f"paid for {number}." for number in range(count)]), journal, range(count))
+faults = [fault for fault in found if isinstance(fault, BaseException)]
+print(len(found), faults)
+"""
+
+
+@pytest.fixture(scope="module")
+def witness(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A library that keeps what was synced; see sync_witness.c."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler to build the witness with")
+    library = tmp_path_factory.mktemp("witness") / "sync_witness.so"
+    source = SUPPORT / "sync_witness.c"
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-o", str(library), str(source), "-ldl"]
+    subprocess.run([compiler, *flags], check=True)
+    return library
+
+
+def watched(witness: Path, folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
+    """Run the child in an empty folder, under the eyes of the witness."""
+    folder.mkdir()
+    path = os.pathsep.join([str(SUPPORT), *filter(None, sys.path)])
+    env = os.environ | {"LD_PRELOAD": str(witness), "PYTHONPATH": path}
+    command = [sys.executable, "-c", CHILD, str(folder), mode]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.fixture
+def after_power_cut(witness: Path, tmp_path: Path) -> Callable[[str], Journal]:
+    """The journal as it is sure to be found when the power fails at the child's end."""
+    opened: list[Journal] = []
+
+    def journal(mode: str) -> Journal:
+        done = watched(witness, tmp_path / "before", mode)
+        assert done.returncode == 9, done.stderr
+        (tmp_path / "after").mkdir()
+        for copy in (tmp_path / "before").glob("*.synced"):
+            if copy.with_suffix(".named").exists():
+                shutil.copy(copy, tmp_path / "after" / copy.stem)
+        opened.append(Journal(tmp_path / "after" / "journal.sqlite"))
+        return opened[0]
+
+    return journal
+
+
+def test_an_answer_is_synced_before_it_is_parsed(
+    after_power_cut: Callable[[str], Journal],
+) -> None:
+    journal = after_power_cut("dies when it reads")
+    spent = journal.spent()
+    assert (spent.answered, spent.ambiguous, spent.attempts) == (1, 0, 1)
+    model = Teller([])
+    (told,) = ask_all(model, journal, [0])
+    assert isinstance(told, Told)
+    assert (told.reply.text, model.sent) == ("paid for 0.", 0)
+
+
+def test_an_intent_is_synced_before_the_call_is_sent(
+    after_power_cut: Callable[[str], Journal],
+) -> None:
+    spent = after_power_cut("dies when it sends").spent()
+    assert (spent.answered, spent.ambiguous, spent.attempts) == (0, 1, 1)
+    assert spent.tokens > 100, "it is charged at its most"
+
+
+def test_the_witness_sees_when_nothing_is_synced(
+    after_power_cut: Callable[[str], Journal],
+) -> None:
+    assert after_power_cut("does not sync").spent().attempts == 0
+
+
+def test_many_calls_at_once_are_all_synced_in_time(witness: Path, tmp_path: Path) -> None:
+    done = watched(witness, tmp_path / "run", "looks")
+    assert (done.stdout, done.returncode) == ("100 []\n", 0), done.stderr
+
+
+# ---- a run with an endpoint
+
+
+class Listener(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def heard(self, pattern: str) -> re.Match[str]:
+        found = [match for line in self.lines if (match := re.search(pattern, line))]
+        assert len(found) == 1, self.lines
+        return found[0]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as served:
+        yield served
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> Path:
+    path = tmp_path / "seeds.jsonl"
+    write_records(path, (Seed.make(f"topic {number}", "test") for number in range(SEEDS)))
+    return path
+
+
+@pytest.fixture
+def undisturbed(endpoint: Endpoint, seeds: Path, tmp_path: Path) -> bytes:
+    """The dialogues of a run to which nothing happened."""
+    gather(endpoint, seeds, tmp_path / "undisturbed")
+    endpoint.ledger.clear()
+    return (tmp_path / "undisturbed" / "dialogues.jsonl").read_bytes()
+
+
+def gather(
+    endpoint: Endpoint, seeds: Path, run: Path, heard: Quiet | None = None, **options: Any
+) -> Collected:
+    values = {"teacher": "openai:m", "base_url": endpoint.url, **options}
+    return collect(CollectOptions.parse(values, "the test"), seeds, run, heard or Quiet())
+
+
+def flags(endpoint: Endpoint, seeds: Path, run: Path, *more: object) -> tuple[object, ...]:
+    common = ("collect", "--seeds", seeds, "--out", run, "--teacher", "openai:m", "--json")
+    return (*common, "--base-url", endpoint.url, "--concurrency", 4, *more)
+
+
+def dialogues(run: Path) -> bytes:
+    return (run / "dialogues.jsonl").read_bytes()
+
+
+def answered(run: Path) -> set[str]:
+    found = rows(run / "journal.sqlite")
+    return {label for label, row in found.items() if row.answered}
+
+
+def asked(endpoint: Endpoint) -> list[str]:
+    return [one.headers["Idempotency-Key"] for one in endpoint.ledger]
+
+
+# ---- no room, no right, no other
+
+
+@pytest.mark.parametrize("limit", [1_000, 20_000, 60_000, 150_000, 400_000])
+def test_whatever_the_room_a_full_disk_stops_the_run_and_more_room_lets_it_go_on(
+    limit: int, endpoint: Endpoint, seeds: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    child = start(*flags(endpoint, seeds, run), file_limit=limit)
+    code, out, error = finish(child)
+    if code:
+        assert (code, out) == (1, "")
+        assert re.search(r"cannot write|too large|full|disk I/O", one_line(error))
+    paid = answered(run) if (run / "journal.sqlite").exists() else set()
+    seen = len(endpoint.ledger)
+    code, out, error = command(*flags(endpoint, seeds, run))
+    assert code == 0, error
+    assert not paid & set(asked(endpoint)[seen:])
+    assert len(endpoint.ledger) <= SEEDS + 4, "at most the answers that could not be written"
+    assert dialogues(run) == undisturbed
+    assert json.loads(out)["tokens"] >= endpoint.billed()
+
+
+@pytest.mark.parametrize("where", ["a file", "a file/run", "/proc/run"])
+def test_a_place_where_nothing_can_be_written_is_told_in_one_line(
+    where: str, endpoint: Endpoint, seeds: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "a file").touch()
+    code, out, error = command(*flags(endpoint, seeds, tmp_path / where))
+    assert (code, out) == (2, "")
+    assert str(tmp_path / where).split("/run")[0] in one_line(error)
+    assert endpoint.ledger == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_told_in_one_line(
+    endpoint: Endpoint, seeds: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir(mode=0o555)
+    code, out, error = command(*flags(endpoint, seeds, run))
+    assert (code, out) == (2, "")
+    assert str(run) in one_line(error)
+    assert endpoint.ledger == []
+
+
+@pytest.mark.parametrize("name", ["journal.sqlite", "journal.sqlite-wal"])
+def test_a_journal_that_cannot_be_opened_is_told_in_one_line_and_left_alone(
+    name: str, endpoint: Endpoint, seeds: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    code, out, error = command(*flags(endpoint, seeds, tmp_path / "run"))
+    assert (code, out) == (1, "")
+    assert re.search(r"journal\.sqlite: (unable to open|disk I/O error)", one_line(error))
+    assert (tmp_path / "run" / name).is_dir()
+    assert endpoint.ledger == []
+
+
+def test_of_two_processes_on_one_run_the_second_leaves_it_alone(
+    endpoint: Endpoint, seeds: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    endpoint.answer = lambda body, number: slowly(body, 0.1)
+    run = tmp_path / "run"
+    first = start(*flags(endpoint, seeds, run))
+    wait_until(lambda: endpoint.ledger, first)
+    code, out, error = command(*flags(endpoint, seeds, run))
+    assert (code, out) == (1, "")
+    assert f"in use by process {first.pid}" in one_line(error)
+    assert finish(first)[0] == 0
+    assert dialogues(run) == undisturbed
+    assert len(endpoint.ledger) == SEEDS
+
+
+def test_a_journal_that_another_program_locks_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "_GAVE_UP_SECONDS", 0.2)
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        (fault,) = ask_all(Teller(["yes"]), journal, [0])
+        assert isinstance(fault, SelfchatError)
+        assert "cannot write the journal: database is locked" in str(fault)
+        other.execute("ROLLBACK")
+    (told,) = ask_all(Teller(["yes"]), journal, [0])
+    assert isinstance(told, Told)
+    journal.close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(SelfchatError, match=r"journal\.sqlite: database is locked"):
+            Journal(path)
+    assert list(tmp_path.glob("*damaged*")) == []
+
+
+# ---- a torn write-ahead log
+
+
+@pytest.fixture
+def torn(endpoint: Endpoint, seeds: Path, undisturbed: bytes, tmp_path: Path) -> Path:
+    """A run that was killed -9 with most of its calls in the write-ahead log only."""
+    endpoint.answer = lambda body, number: slowly(body, 0.005)
+    run = tmp_path / "run"
+    child: Child = start(*flags(endpoint, seeds, run))
+    wait_until(lambda: len(endpoint.ledger) > 40, child)
+    kill(child)
+    assert len(answered(run)) > 30
+    return run
+
+
+def test_a_torn_log_keeps_what_was_committed_before(torn: Path, tmp_path: Path) -> None:
+    log = (torn / "journal.sqlite-wal").read_bytes()
+    kept = []
+    for share in (0.0, 0.3, 0.6, 0.9, 1.0):
+        run = tmp_path / f"{share}"
+        shutil.copytree(torn, run)
+        (run / "journal.sqlite-wal").write_bytes(log[: int(len(log) * share)])
+        kept.append(answered(run))
+    assert all(fewer <= more for fewer, more in pairwise(kept))
+    assert len(kept[0]) < len(kept[1]) < len(kept[2]) < len(kept[3]) <= len(kept[4])
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled", "zeroed", "gone"])
+def test_a_run_goes_on_after_its_log_was_torn(
+    damage: str, torn: Path, endpoint: Endpoint, seeds: Path, undisturbed: bytes
+) -> None:
+    path = torn / "journal.sqlite-wal"
+    log = path.read_bytes()
+    half = len(log) // 2 + 100
+    behind = len(log) - half
+    noise = {"cut": b"", "garbled": random.Random(1).randbytes(behind), "zeroed": bytes(behind)}
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(log[:half] + noise[damage])
+    paid = answered(torn) if damage != "gone" else set()
+    assert damage == "gone" or paid
+    seen = len(endpoint.ledger)
+    code, out, error = command(*flags(endpoint, seeds, torn))
+    assert code == 0, error
+    assert json.loads(out)["dialogues"] == SEEDS
+    assert sorted(asked(endpoint)[seen:]) == sorted(set(asked(endpoint)) - paid)
+    assert dialogues(torn) == undisturbed
+
+
+# ---- damaged pages and answers
+
+
+def damaged_page(run: Path, number: int, content: bytes) -> bytes:
+    """Damage a page of a finished journal; gives the whole file as it then is."""
+    path = run / "journal.sqlite"
+    assert not (run / "journal.sqlite-wal").exists()
+    whole = bytearray(path.read_bytes())
+    whole[(number - 1) * PAGE : number * PAGE] = content
+    path.write_bytes(whole)
+    return bytes(whole)
+
+
+SALVAGED = r"damaged: ([\d,]+) calls could be read and ([\d,]+) are lost; .*kept as (.*)"
+
+
+@pytest.mark.parametrize("page", [1, 2])
+def test_a_damaged_first_or_root_page_loses_no_answer(
+    page: int, endpoint: Endpoint, seeds: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert command(*flags(endpoint, seeds, run))[0] == 0
+    damaged = damaged_page(run, page, random.Random(page).randbytes(PAGE))
+    code, out, error = command(*flags(endpoint, seeds, run))
+    assert code == 0, error
+    said = re.search(SALVAGED, error)
+    assert said is not None, error
+    assert (int(said[1]), int(said[2])) == (SEEDS, 0)
+    assert Path(said[3]).read_bytes() == damaged
+    assert Path(said[3]).parent == run
+    assert json.loads(out)["dialogues"] == SEEDS
+    assert len(endpoint.ledger) == SEEDS, "nothing is asked again"
+    assert dialogues(run) == undisturbed
+    _, _, error = command(*flags(endpoint, seeds, run))
+    assert "damaged" not in error, "it is whole again"
+
+
+@pytest.mark.parametrize("content", ["random", "zeroed"])
+def test_whichever_page_is_damaged_only_what_stood_on_it_is_asked_again(
+    content: str, endpoint: Endpoint, seeds: Path, undisturbed: bytes, tmp_path: Path
+) -> None:
+    whole = tmp_path / "whole"
+    gather(endpoint, seeds, whole)
+    pages = (whole / "journal.sqlite").stat().st_size // PAGE
+    lost = []
+    for page in range(1, pages + 1):
+        run = tmp_path / f"{page}"
+        shutil.copytree(whole, run)
+        noise = random.Random(page).randbytes(PAGE)
+        damaged = damaged_page(run, page, noise if content == "random" else bytes(PAGE))
+        endpoint.ledger.clear()
+        heard = Listener()
+        figures = gather(endpoint, seeds, run, heard)
+        said = heard.heard(SALVAGED)
+        assert int(said[1]) + len(endpoint.ledger) == SEEDS, page
+        assert int(said[2]) <= len(endpoint.ledger) < 8, page
+        assert Path(said[3]).read_bytes() == damaged
+        assert (figures.dialogues, figures.ambiguous) == (SEEDS, 0)
+        assert dialogues(run) == undisturbed
+        lost.append(len(endpoint.ledger))
+    assert sum(lost) == SEEDS, "every row stands on one page"
+
+
+def test_a_journal_of_which_nothing_can_be_read_is_left_to_its_owner(
+    endpoint: Endpoint, seeds: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    gather(endpoint, seeds, run)
+    path = run / "journal.sqlite"
+    noise = random.Random(3).randbytes(path.stat().st_size)
+    path.write_bytes(noise)
+    endpoint.ledger.clear()
+    code, out, error = command(*flags(endpoint, seeds, run))
+    assert (code, out) == (1, "")
+    assert "damaged, and no call in it can be read" in one_line(error)
+    assert path.read_bytes() == noise
+    assert endpoint.ledger == []
+
+
+def flip_by_sql(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        changed = "UPDATE calls SET raw = replace(raw, 'It is so', 'It is sO') WHERE id = 7"
+        assert connection.execute(changed).rowcount == 1
+        connection.commit()
+
+
+def flip_on_disk(path: Path) -> None:
+    content = path.read_bytes()
+    assert b"It is so" in content
+    path.write_bytes(content.replace(b"It is so", b"It is sO", 1))
+
+
+@pytest.mark.parametrize("flip", [flip_by_sql, flip_on_disk])
+def test_an_answer_that_was_changed_on_disk_is_asked_again_and_said(
+    flip: Callable[[Path], None],
+    endpoint: Endpoint,
+    seeds: Path,
+    undisturbed: bytes,
+    tmp_path: Path,
+) -> None:
+    run, heard = tmp_path / "run", Listener()
+    gather(endpoint, seeds, run)
+    flip(run / "journal.sqlite")
+    endpoint.ledger.clear()
+    figures = gather(endpoint, seeds, run, heard)
+    assert len(endpoint.ledger) == 1
+    heard.heard("^1 answers in the journal were damaged: they count as lost")
+    assert (figures.dialogues, figures.ambiguous) == (SEEDS, 1)
+    assert figures.tokens > figures.prompt_tokens + figures.completion_tokens + 1_000
+    assert dialogues(run) == undisturbed
+    endpoint.ledger.clear()
+    gather(endpoint, seeds, run)
+    assert endpoint.ledger == []

@@ -1,0 +1,185 @@
+"""Whatever an endpoint answers, the run ends, and nothing of a fault becomes content."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from faults import CONTROLS, FAULTS, LONG, RIGHT_TO_LEFT, FaultServer
+
+from selfchat.calls import online, pacing
+from selfchat.collect.options import CollectOptions
+from selfchat.collect.step import Collected, collect
+from selfchat.core.files import read_records
+from selfchat.core.progress import Quiet
+from selfchat.core.records import Dialogue, Provenance, Reason, Rejection, Seed
+
+GOOD = 400
+LOST = {  # the answer may have cost
+    *("reset before the answer", "reset within the body", "closed before the answer"),
+    *("hangs", "drips", "no HTTP", "an endless header", "two lengths"),
+    *("longer announced", "broken chunks", "not gzipped"),
+}
+SLOW = {"hangs", "drips"}
+UNANSWERED = {name for name, fault in FAULTS.items() if fault.reason is Reason.GAVE_UP} | {
+    *("flagged", "found fault with"),
+}
+SILENT = {  # a good answer that does not say what it used
+    *("no usage", "usage in words", "usage below zero", "usage in halves", "usage as text"),
+    *("usage as truth", "huge usage", "endless usage", "usage in lists"),
+}
+UNREADABLE = {  # an answer of which nothing can be read
+    *("HTML", "nothing", "cut JSON", "two JSONs", "a byte order mark", "a stream", "deep"),
+    *("deep within", "a long number", "bare control characters", "an error with 200", "a list"),
+}
+Write = Callable[..., Path]
+
+
+class Outcome(NamedTuple):
+    """What became of the seeds, by their texts."""
+
+    figures: Collected
+    dialogues: dict[str, Dialogue]
+    provenances: dict[str, Provenance]
+    rejections: dict[str, Rejection]
+    said: list[str]
+    seconds: float
+
+
+class Listener(Quiet):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def run_on(server: FaultServer, seeds: Path, run: Path, **options: Any) -> Outcome:
+    values = {"teacher": "openai:m", "base_url": server.url, "timeout": 1.0, "concurrency": 100}
+    heard, began = Listener(), time.monotonic()
+    figures = collect(CollectOptions.parse(values | options, "the test"), seeds, run, heard)
+    seconds = time.monotonic() - began
+    texts = {seed.id: seed.text for seed in read_records(seeds, Seed)}
+
+    def rows(name: str, kind: Any) -> dict[str, Any]:
+        return {texts[row.seed_id]: row for row in read_records(run / f"{name}.jsonl", kind)}
+
+    return Outcome(
+        figures,
+        rows("dialogues", Dialogue),
+        rows("provenance", Provenance),
+        rows("rejections", Rejection),
+        heard.lines,
+        seconds,
+    )
+
+
+def about(names: Iterable[str]) -> list[str]:
+    return [f"«{name}»" for name in names]
+
+
+@pytest.fixture(params=["transcript", "turns"])
+def strategy(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pacing, "_LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(online, "LAST_PATIENCE", 1.0)
+
+
+def test_a_run_survives_all_faults_and_keeps_what_is_good(
+    strategy: str, write_seeds: Write, tmp_path: Path
+) -> None:
+    good = [f"topic {number}" for number in range(GOOD)]
+    seeds = write_seeds(*good[:50], *about(FAULTS), *good[50:])
+    with FaultServer() as server:
+        found = run_on(server, seeds, tmp_path / "run", strategy=strategy, max_turns=2)
+    assert found.seconds < 60
+    reasons = {text: row.reason for text, row in found.rejections.items()}
+    assert reasons == {f"«{name}»": fault.reason for name, fault in FAULTS.items() if fault.reason}
+    harmless = about(name for name, fault in FAULTS.items() if not fault.reason)
+    assert found.dialogues.keys() == {*good, *harmless}
+    assert all(row.detail for row in found.rejections.values())
+    check_content(found)
+    check_costs(found, server)
+
+
+def check_content(found: Outcome) -> None:
+    """Nothing of a fault is in a dialogue, and what is good is in it letter by letter."""
+    assert "POISON" not in str(found.dialogues)
+
+    def reply(name: str) -> str:
+        return found.dialogues[f"«{name}»"].replies[0]
+
+    assert reply("right to left") == f"{RIGHT_TO_LEFT}."
+    assert reply("very long") == LONG.strip()
+    assert reply("lone surrogates") == "Half ? a pair."
+    assert reply("invalid bytes") == "Half \ufffd\ufffd\ufffd a pair."
+    assert reply("control characters") == f"{CONTROLS}."
+    assert any("answers as" in line and "cheaper-1" in line for line in found.said)
+    assert found.provenances["«another model»"].model_returned == "cheaper-1"
+
+
+def check_costs(found: Outcome, server: FaultServer) -> None:
+    """Every attempt is counted, and what may have cost is charged at its most."""
+    figures = found.figures
+    assert figures.attempts == len(server.ledger)
+    lost = sum(asked.fault in LOST for asked in server.ledger)
+    assert figures.ambiguous == lost
+    silent = [text for text, row in found.provenances.items() if not row.usage.total]
+    assert {text.strip("«»") for text in silent} == SILENT
+    unsaid = sum(asked.fault in SILENT | UNREADABLE for asked in server.ledger)
+    least = 512 * (lost + unsaid)  # tokens of the shortest answer that is asked for
+    assert figures.tokens >= figures.prompt_tokens + figures.completion_tokens + least
+    good = Counter(asked.headers["Idempotency-Key"] for asked in server.ledger if not asked.fault)
+    assert set(good.values()) == {1}
+
+
+def test_a_fault_in_the_middle_keeps_the_turns_before_it(
+    write_seeds: Write, tmp_path: Path
+) -> None:
+    good = [f"topic {number}" for number in range(GOOD)]
+    seeds = write_seeds(*good[:50], *about(FAULTS), *good[50:])
+    with FaultServer(late=True) as server:
+        found = run_on(server, seeds, tmp_path / "run", strategy="turns", max_turns=3)
+    assert found.rejections == {}
+    assert "POISON" not in str(found.dialogues)
+    turns = {text: dialogue.turns for text, dialogue in found.dialogues.items()}
+    assert all(turns[text] == 3 for text in good)
+    assert all(turns[f"«{name}»"] == 1 for name, fault in FAULTS.items() if fault.reason)
+
+
+def test_a_second_run_asks_again_only_what_was_not_answered_and_ends_too(
+    write_seeds: Write, tmp_path: Path
+) -> None:
+    seeds, run = write_seeds(*about(FAULTS.keys() - SLOW), "a", "b"), tmp_path / "run"
+    with FaultServer() as server:
+        first = run_on(server, seeds, run)
+        before = (run / "dialogues.jsonl").read_bytes()
+        server.ledger.clear()
+        again = run_on(server, seeds, run)
+    assert {asked.fault for asked in server.ledger} == UNANSWERED - SLOW
+    assert (run / "dialogues.jsonl").read_bytes() == before
+    assert again.figures.rejected == first.figures.rejected
+    assert any("got no answer after many attempts" in line for line in again.said)
+
+
+def test_seeds_that_are_never_answered_do_not_hold_up_the_end(
+    strategy: str, write_seeds: Write, tmp_path: Path
+) -> None:
+    never = ("reset before the answer", "longer announced", "no HTTP", "always 500")
+    seeds = write_seeds(*about(never), "a")
+    with FaultServer() as server:
+        for _ in range(2):
+            found = run_on(server, seeds, tmp_path / "run", strategy=strategy, max_turns=1)
+            assert found.seconds < 20
+            assert found.figures.rejected == {"gave_up": len(never)}
+            assert found.figures.dialogues == 1
