@@ -26,7 +26,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfchat.models import http
-from selfchat.models.http import Broken, HttpClient, NotConnected, Response, TooLarge
+from selfchat.models.http import HttpClient
+from selfchat.models.http_answers import Broken, NotConnected, Response, TooLarge
 
 KEY = "sk-very-secret"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

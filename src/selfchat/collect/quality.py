@@ -15,6 +15,29 @@ from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
+from selfchat.collect.wordings import (
+    ASKS,
+    CODE,
+    END_MARK,
+    FLIPS,
+    FLIPS_AT_START,
+    GOODBYE,
+    LABEL,
+    LABELLED,
+    LEAKS,
+    LEAKS_AT_START,
+    MARKER,
+    NO_WORD,
+    NOTHING,
+    OWN_LABEL,
+    PAUSES,
+    QUOTED,
+    REFUSAL,
+    REFUSED_TASK,
+    SCRIPT,
+    UNASKED,
+    Said,
+)
 from selfchat.core.errors import UsageError, missing_extra
 from selfchat.core.records import Message, Reason, Role
 from selfchat.template.markers import has_marker
@@ -37,276 +60,13 @@ class Fault(NamedTuple):
     detail: str
 
 
-# Labels and marks
-
-_NOTHING = " \t\r\n\"'“”‘’*_-–—.…"
-_CODE = re.compile(r"(`{3,}|~{3,}).*?(?:\1|\Z)|`[^`\n]+`", re.DOTALL)
-_MARKER = re.compile(  # `[AI](address)` is a link, and `Dear [User]` a place to fill in
-    r"\[ ?(?:\*\*)?\|? ?(?:Human|HUMAN|AI) ?\|?(?:\*\*)? ?\](?!\()"
-    r"|^[ \t]*\[(?:User|USER|Assistant|ASSISTANT)\](?!\()"
-    r"|<\|(?:im_start|im_end|endoftext|eot_id|user|assistant|system)\|>|\[/?INST\]|<</?SYS>>"
-    r"|</?start_of_turn>",
-    re.MULTILINE,
-)
-_END_MARK = re.compile(r"(?<![\w\])])\[(?:END|End|end)\]|\A\W*END\W*\Z")
-_OF_HUMAN = ("Human", "HUMAN", "User", "USER")
-_OF_AI = ("AI", "Ai", "Assistant", "ASSISTANT", "Chatbot")
-_LABEL = re.compile(  # at the beginning of a line, before some words or alone: `User: bob` is none
-    r"^[ \t>]*(?:[*_#]{1,4} ?)?(?:The |A )?"
-    rf"(?:(?P<human>{'|'.join(_OF_HUMAN)})|(?:{'|'.join(_OF_AI)})(?: [Aa]ssistant)?)"
-    r"(?: \d)?[*_]{0,3} ?:[*_]{0,3}"
-    r"(?=[ \t]+\S+[ \t]+\S|[ \t]+\S*[?.!]$|[ \t]*\n(?![ \t])|[ \t]*\Z)",
-    re.MULTILINE,
-)
-_LABELLED = {"user": (*_OF_HUMAN, *_OF_AI), "assistant": _OF_HUMAN}  # a search takes its time
-_OWN_LABEL = re.compile(
-    r"[*_#>\"“\s]*(?:\[\s?\|?\s?human\s?\|?\s?\]\s?:?|(?:the |a )?(?:human|user)(?:['’]s)?"
-    r"(?: (?:next )?(?:message|question|line))?[*_]{0,3}\s?:)[*_\"”]{0,3}(?=\s|\w|[\"“]|$)",
-    re.IGNORECASE,
-)
-_SCRIPT = re.compile(
-    r"\b(?:dialog|conversation|convo|script|chat|transcript|interview|story|play\b|scene|skit"
-    r"|sketch|role-?play|debate|example|label|format|prompt|joke|log\b)",
-    re.IGNORECASE,
-)
-
-# The user's wording, in lower case and with straight apostrophes
-
-
-def _at_start(*wordings: str) -> re.Pattern[str]:
-    return re.compile(rf"[\"'“*(\s]*(?:{'|'.join(wordings)})")
-
-
-class _Said(NamedTuple):
-    """A wording that may stand anywhere outside quotation marks, and words that are part of it."""
-
-    words: tuple[str, ...]
-    pattern: re.Pattern[str]
-
-    @classmethod
-    def with_any(cls, *words: str, of: tuple[str, ...]) -> _Said:
-        return cls(words, re.compile(rf"(?<![\"'“‘«\w])(?:{'|'.join(of)})"))
-
-    def find(self, text: str) -> re.Match[str] | None:
-        for word in self.words:  # most lines have none of them, and then need no pattern
-            if word in text:
-                return self.pattern.search(text)
-        return None
-
-
-_WOULD_SAY = (
-    r"(?:would|might|could|may|will)(?: \w+ly| also| then| next| now)*"
-    r" (?:ask|say|respond|reply|follow up|continue)\b"
-)
-_LEAKS_AT_START = _at_start(
-    rf"the (?:human|user) {_WOULD_SAY}",
-    r"the human (?:asks|continues|replies|responds|is (?:asking|attempting|curious|interested"
-    r"|likely|looking for|talking|trying to|wondering))\b",
-    r"the ai is (?:attempting|suggesting|asking|responding)\b",
-    r"(?:the )?(?:human|user)'s next (?:message|question|line|turn|response|reply)\b",
-    r"(?:the )?next (?:human |user )?(?:message|utterance)\b[^.?!]{0,30}:",
-    r"the next (?:thing|question|line)\b[^.?!]{0,30}:",
-    r"(?:\w+[!,.] )?(?:so, )?here(?:'s| is| are) the next(?: \w+){0,2}"
-    r" (?:message|question|line|thing)\b",
-    r"(?:\w+[!,.] )?here(?:'s| is| are) (?:a|an|one|some)(?: \w+,?)?"
-    r" (?:natural|possible|potential|suggested)(?: \w+-?\w*){0,2}"
-    r" (?:messages?|questions?|lines?|response to the conversation)\b",
-    r"here(?:'s| is) (?:a|the) continuation of (?:the|this) conversation",
-    r"(?:this|the) (?:conversation|dialogue|transcript)"
-    r" (?:between (?:a|the|two) (?:human|user|ai)|continues\b|touches on|explores"
-    r"|seems to be about|is (?:over|complete)\b)",
-    r"(?:this|here|that) is the end of (?:the|this) (?:conversation|dialogue|transcript)",
-    r"[(\[](?:end of (?:the )?(?:conversation|dialogue|transcript)"
-    r"|the (?:human|user|conversation)\b)",
-)
-_LEAKS = (
-    _Said.with_any(
-        "human",
-        of=(
-            rf"the human {_WOULD_SAY}",
-            r"(?:speaking |responding |replying )?as the human"
-            r"(?=[,.:]| in (?:this|the) (?:conversation|dialogue|transcript|scenario|role))",
-            r"human has (?:no (?:more|further|other) questions"
-            r"|nothing (?:more|else|further) to (?:ask|say))",
-        ),
-    ),
-    _Said.with_any(
-        "next thing",
-        "next message",
-        of=(
-            r"the next (?:thing|message) (?:that )?the (?:human|user)\b",
-            r"write (?:only )?the next thing\b",
-        ),
-    ),
-    _Said.with_any("from the conv", of=(r"(?:naturally )?follows from the conversation\b",)),
-)
-_MODEL = (
-    r"(?:ai|artificial intelligence|(?:large )?language model|chatbot|bot)"
-    r"(?: language model| assistant| model| chatbot)?"
-)
-_OFFER = r"(?:help|assist)"
-_FLIPS_AT_START = _at_start(
-    r"(?:sure|certainly|of course|absolutely)[!,.]+"
-    rf" (?:i(?:'d| would|'ll| will) (?:be (?:happy|glad)|love) to {_OFFER}|i can {_OFFER}"
-    r"|the ai\b)",
-)
-_FLIPS = (
-    _Said.with_any(
-        "help",
-        "assist",
-        of=(
-            rf"how (?:else )?(?:can|may|could) i {_OFFER}(?: you| today| further)"
-            r"(?: today| further| now| out| with (?:that|this|it|your \w+))*\s?\?",
-            rf"what (?:\w+ ){{0,3}}can i {_OFFER}(?: you)? with(?: today)?\s?\?",
-            r"what do you need (?:help|assistance) with\b",
-            rf"i(?:'m| am) (?:always )?(?:here|ready) to {_OFFER}(?: and \w+)?"
-            r"(?: you\b| with (?:any|your|whatever)|[.!,]|$)",
-            rf"anything else (?:that )?(?:i can {_OFFER}|you need (?:help|assistance))",
-            r"i(?:'d| would|'ll| will) (?:be )?(?:more than |always |so )?(?:happy|glad|delighted"
-            rf"|pleased) to {_OFFER}(?: you\b| with (?:that|this|the|your|any)|[.!,]|$)",
-            rf"i(?:'m| am) (?:always |so )?(?:happy|glad|delighted|pleased) to {_OFFER}"
-            r"(?: you\b| with (?:that|this|the|your|any))",
-            r"if you need (?:any )?(?:more|further|additional|other) (?:help|assistance)\b",
-            rf"i can (?:certainly |definitely |also )?{_OFFER} you (?:with|find|to|in)\b",
-        ),
-    ),
-    _Said.with_any(
-        "ai",
-        "bot",
-        "language model",
-        "artificial",
-        of=(
-            rf"as an? {_MODEL},? (?:i(?! (?:want|need|would like|wish|expect|ask)|'d like)|my)\b",
-            r"i(?:'m| am) (?:just |only |simply |merely )?"
-            rf"(?:an? {_MODEL}|an? (?:\w+ ){{1,2}}ai assistant)"
-            r"(?=[,.!;]|$| (?:who|that|which|here|based|built|created|designed|developed|programmed"
-            r"|trained)\b)",
-        ),
-    ),
-    _Said.with_any(
-        "would like",
-        "would you like",
-        "you'd like",
-        of=(
-            r"what (?:topic|else) would you like to (?:discuss|know|talk about)",
-            r"anything else (?:that )?you(?:'d| would) like"
-            r" (?:to (?:know|discuss|ask|talk about|explore)|help|me to)",
-        ),
-    ),
-    _Said.with_any(
-        "do for you",
-        of=(r"what (?:else )?can i do for you", r"anything else (?:that )?i can do for you"),
-    ),
-    _Said.with_any(
-        "question",
-        of=(
-            r"if you have any (?:other|more|further|additional) (?:questions|concerns)",
-            r"do you have any (?:other|more|further) questions(?! for me)",
-        ),
-    ),
-    _Said.with_any(
-        "my knowledge cut", "as of my", of=(r"my knowledge cut", r"as of my (?:last|latest) ")
-    ),
-    _Said.with_any(
-        "not have",
-        "n't have",
-        of=(
-            r"i (?:don't|do not) have (?:any )?personal"
-            r" (?:opinions|beliefs|feelings|emotions|preferences)",
-            r"i (?:don't|do not) have (?:access to real-time|the ability to (?:browse|access))",
-        ),
-    ),
-)
-_UNASKED = _at_start(
-    r"(?:that's |that is |what )?(?:an? )?(?:very |really )?(?:great|excellent|interesting"
-    r"|fantastic|wonderful) question[!.,]",
-    r"you(?:'re| are) (?:very |most )?welcome\b",
-    r"(?:sure|certainly|of course|absolutely)[!,.]+"
-    r" (?:here(?:'s| is| are)|let me|you can|there are)\b",
-    r"here are (?:some|a few|\w+) (?:\w+ )?(?:tips|ways|steps|suggestions|strategies)\b",
-    r"i(?:'m| am)(?: so| very| really)? sorry for (?:the|any) (?:confusion|misunderstanding)"
-    r"(?![^?]*\b(?:i meant|i mean|i was|my question|let me))",
-    r"to answer your question\b",
-)
-_ASKS = re.compile(r"\?|\b(?:thanks?|please|wonder|let me know|tell me|could you|can you)\b", re.I)
-_QUOTED = re.compile(r"(?<!\A)[\"“][^\"“”\n]*[\"”]")
-
-_UNABLE = r"(?:can't|cannot|can not|won't|will not|(?:'m| am) (?:unable|not able) to)"
-_SORRY = (
-    r"(?:unfortunately,?|(?:i(?:'m| am) )?(?:\w+ )?sorry,?|i apologi[sz]e,?|my apologies,?)"
-    r" (?:but |however,? )?"
-)
-_REFUSAL = _at_start(
-    rf"{_SORRY}(?:as an ai[^,.]{{0,30}},? )?i ?{_UNABLE}"
-    rf" (?:{_OFFER}(?: you\b| with\b|[.!,]|$)"
-    r"|(?:continue|complete|fulfill?|comply|engage|participate)(?: with| in)?"
-    r" (?:this|that|the|your|such|any)\b"
-    r"|(?:generate|create|write|provide|produce)(?: \w+){0,3}"
-    r" (?:content|message|request|response|conversation|dialogue|transcript))",
-    rf"i ?{_UNABLE} {_OFFER}(?: you)? with (?:that|this|your request)\b",
-)
-_REFUSED_TASK = _at_start(
-    r"(?:[^.\n]{0,120}?[.!,;] )?(?:but |however,? )?"
-    rf"(?:{_SORRY}|as an? {_MODEL},? )?(?:but |however,? )?"
-    rf"i(?: ?{_UNABLE}| must (?:respectfully )?decline to| (?:don't|do not) feel comfortable"
-    r"|(?:'m| am) not comfortable) (?:\w+ly )?"
-    r"(?:assist|complet|comply|continu|creat|discuss|disregard|do th|engag|follow|forget|fulfil"
-    r"|generat|help|ignor|participat|pretend|produc|provid|role-?play|simulat|support|writ)"
-)
-
-# Taking leave, in lower case and without punctuation
-
-_HELP = (
-    r"(?:help|info|information|advice|tips?|answers?|explanations?|suggestions?|time|assistance"
-    r"|recommendations?|support|chat|conversation|details|clarification|insights?|guidance|ideas?"
-    r"|patience)"
-)
-_THANKS = (
-    r"(?:many )?(?:thanks|thank you|thx|cheers)"
-    r"(?: again| so much| very much| a lot| a bunch| a million| kindly)*"
-    rf"(?: for (?:(?:all )?(?:your|the|this|that)(?: \w+)? {_HELP}(?: and (?:your )?{_HELP})?"
-    r"|helping(?: me)?(?: out)?|(?:explaining|clarifying|answering|sharing)"
-    r"(?: this| that| it| my questions?)?|everything|that|this|all that))?"
-)
-_BYE = (
-    r"good ?bye|bye(?: bye)?(?: for now| now)?|take care|farewell|until next time|good ?night"
-    r"|see (?:you|ya)(?: later| soon| around| next time| tomorrow)?|catch you later"
-    r"|talk to you (?:later|soon)|(?:have|enjoy) (?:a|an|the rest of your)(?: \w+)?"
-    r" (?:day|one|evening|night|weekend|time|afternoon|week|morning)(?: ahead| too)?"
-)
-_DONE = (
-    r"(?:that's|that is|that was|that will be|that'll be|that would be) (?:all|it|everything)"
-    r"(?: (?:that )?i (?:needed|wanted|need|have)(?: to (?:know|ask|hear))?)?"
-    r"|(?:no )?nothing (?:else|more)|no i(?:'m| am) (?:good|fine|okay)"
-    r"|i(?:'m| am) (?:all (?:set|good)|done)|(?:i have )?no (?:more|further|other) questions"
-    r"|i (?:don't|do not) have any (?:more|further|other) questions"
-)
-_KIND = (
-    r"ok|okay|great|perfect|alright|all right|well|cool|awesome|wonderful|excellent|amazing"
-    r"|fantastic|nice|got it|i see|understood|sounds good|sure|yes|yeah|yep|no|nope|oh|wow|and"
-    r"|then|again|i think|for now|for today|at the moment|you too|same to you|my friend"
-    rf"|i (?:really )?appreciate (?:it|that|this|(?:all )?(?:your|the) {_HELP})"
-    r"|(?:that's|that is|that was|this is|this was|this has been|you've been|you have been"
-    r"|you were|it was|it's been) (?:very |so |really |super |extremely |incredibly |all |most )*"
-    r"(?:helpful|useful|informative|great|kind|perfect|enough)"
-    r"|(?:it was |it's been )?(?:nice|great|good|lovely|a pleasure) (?:talking|chatting|speaking)"
-    r" (?:to|with) you"
-)
-_GOODBYE = re.compile(
-    rf"(?:(?:{_KIND}) )*(?:{_THANKS}|{_BYE}|{_DONE}) (?:(?:{_THANKS}|{_BYE}|{_DONE}|{_KIND}) )*"
-)
-_NO_WORD = re.compile(r"[^\w']+")
-
-_PAUSES = str.maketrans(dict.fromkeys(".,;:!?…\"“”'‘’()", " "))  # may differ in what is repeated
-
-
 def without_label(text: str) -> str:
     """A user's line without a leading speaker label that the writer put there against the prompt.
 
     Quotation marks around the whole line go with the label.
     """
     text = text.strip()
-    label = _OWN_LABEL.match(text)
+    label = OWN_LABEL.match(text)
     if label is None:
         return text
     rest = text[label.end() :].strip()
@@ -359,14 +119,14 @@ def is_goodbye(text: str) -> bool:
     """Whether a user's line only thanks or takes leave, and asks nothing."""
     if len(text) > 200 or "?" in text:
         return False
-    words = _NO_WORD.sub(" ", text.lower().replace("’", "'")).strip()
-    return _GOODBYE.fullmatch(f"{words} ") is not None
+    words = NO_WORD.sub(" ", text.lower().replace("’", "'")).strip()
+    return GOODBYE.fullmatch(f"{words} ") is not None
 
 
 def is_refusal(text: str) -> bool:
     """Whether an answer that should have been a transcript refuses the task itself."""
     beginning = text.lstrip()[:300].partition("[")[0]
-    return _REFUSED_TASK.match(_folded(beginning)) is not None
+    return REFUSED_TASK.match(_folded(beginning)) is not None
 
 
 def _folded(text: str) -> str:
@@ -374,15 +134,15 @@ def _folded(text: str) -> str:
 
 
 def _wording_fault(text: str, speaker: Role, before: Sequence[Message]) -> Fault | None:
-    if not text.strip(_NOTHING):
+    if not text.strip(NOTHING):
         return Fault(Reason.EMPTY_TURN, f"the {speaker} says nothing")
-    prose = _CODE.sub(" ", text) if "`" in text or "~~~" in text else text
+    prose = CODE.sub(" ", text) if "`" in text or "~~~" in text else text
     if "[" in prose or "<" in prose or "［" in prose or "【" in prose:
         if has_marker(prose):
             return Fault(Reason.MARKER_LEAK, "a marker within the message")
-        if marker := _MARKER.search(prose):
+        if marker := MARKER.search(prose):
             return Fault(Reason.MARKER_LEAK, f"a marker within the message: {marker[0]!r}")
-    if ("[" in prose or "END" in prose) and (end := _END_MARK.search(prose)):
+    if ("[" in prose or "END" in prose) and (end := END_MARK.search(prose)):
         return _leak(end)
     if ":" in prose and (label := _label(prose, speaker, before)):
         return _leak(label)
@@ -395,38 +155,38 @@ def _label(text: str, speaker: Role, before: Sequence[Message]) -> re.Match[str]
     An opening may hold a pasted chat, and the user's own label may begin a line. In a reply it
     takes a label of the human and a later one of the AI, where no script was asked for.
     """
-    if not any(name in text for name in _LABELLED[speaker]):
+    if not any(name in text for name in LABELLED[speaker]):
         return None
-    labels = list(_LABEL.finditer(text))
+    labels = list(LABEL.finditer(text))
     if speaker == "user":
         own = bool(labels and labels[0]["human"] and not text[: labels[0].start()].strip())
         return next(iter(labels[own:]), None) if before else None
     asked = next((place for place, label in enumerate(labels) if label["human"]), len(labels))
     if all(label["human"] for label in labels[asked:]):
         return None
-    return None if any(_SCRIPT.search(said.content) for said in before) else labels[asked]
+    return None if any(SCRIPT.search(said.content) for said in before) else labels[asked]
 
 
 def _user_fault(prose: str, before: Sequence[Message]) -> Fault | None:
     said = _folded(prose[:_LONG_LINE])
     if '"' in said or "“" in said:
-        said = _QUOTED.sub("", said)
-    if found := _LEAKS_AT_START.match(said) or _first(_LEAKS, said):
+        said = QUOTED.sub("", said)
+    if found := LEAKS_AT_START.match(said) or _first(LEAKS, said):
         return _leak(found)
-    if found := _REFUSAL.match(said):
+    if found := REFUSAL.match(said):
         return Fault(Reason.REFUSAL, f"the user refuses: {_shown(found)}")
-    if found := _FLIPS_AT_START.match(said) or _first(_FLIPS, said) or _unasked(said, before):
+    if found := FLIPS_AT_START.match(said) or _first(FLIPS, said) or _unasked(said, before):
         return Fault(Reason.ROLE_FLIP, f"the user speaks as the assistant: {_shown(found)}")
     return None
 
 
 def _unasked(said: str, before: Sequence[Message]) -> re.Match[str] | None:
     """The beginning of an answer, where nothing was asked for."""
-    found = _UNASKED.match(said)
-    return None if found and before and _ASKS.search(before[-1].content) else found
+    found = UNASKED.match(said)
+    return None if found and before and ASKS.search(before[-1].content) else found
 
 
-def _first(wordings: Iterable[_Said], text: str) -> re.Match[str] | None:
+def _first(wordings: Iterable[Said], text: str) -> re.Match[str] | None:
     for wording in wordings:
         if found := wording.find(text):
             return found
@@ -443,7 +203,7 @@ def _shown(found: re.Match[str]) -> str:
 
 def _plain(text: str) -> str:
     """What texts share that differ only in case, space and punctuation; C and C++ do not."""
-    plain = text.casefold().replace("**", " ").translate(_PAUSES)
+    plain = text.casefold().replace("**", " ").translate(PAUSES)
     return " ".join(plain.split()) or text.strip()
 
 

@@ -29,7 +29,8 @@ from selfchat.models.base import (
     Unreachable,
     Unwelcome,
 )
-from selfchat.models.http import HttpClient, HttpError, NotConnected, Response, TooLarge
+from selfchat.models.http import HttpClient
+from selfchat.models.http_answers import HttpError, NotConnected, Response, TooLarge
 from selfchat.models.keys import api_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
