@@ -22,7 +22,7 @@ from command import Child, command, finish, kill, one_line, start, wait_until
 
 from endpoint import Endpoint, slowly
 from kills import rows
-from selfchat.calls import journal as journal_module
+from selfchat.calls import storage
 from selfchat.calls.caller import Told
 from selfchat.calls.journal import Journal
 from selfchat.collect.options import CollectOptions
@@ -285,7 +285,7 @@ def test_of_two_processes_on_one_run_the_second_leaves_it_alone(
 def test_a_journal_that_another_program_locks_is_not_taken_for_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_GAVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "_PATIENCE", 0.2)
     path = tmp_path / "journal.sqlite"
     journal = Journal(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:

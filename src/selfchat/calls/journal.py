@@ -9,59 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfchat.calls.salvage import is_damaged, readable_rows
+from selfchat.calls.storage import connect, open_journal
 from selfchat.core.errors import SelfchatError
 from selfchat.core.records import Usage
 
-_FORMAT = 2
-_CALLS = """
-CREATE TABLE calls (
-    id INTEGER PRIMARY KEY,
-    key BLOB NOT NULL,                -- SHA-256 of what the answer depends on
-    model TEXT NOT NULL,
-    provider TEXT NOT NULL,
-    prompts TEXT NOT NULL,            -- names and hashes of the prompts
-    request TEXT NOT NULL,            -- JSON
-    label TEXT NOT NULL,              -- the idempotency key that went with it
-    attempts INTEGER NOT NULL,        -- times it was sent
-    lost INTEGER NOT NULL,            -- attempts whose end is not known: under way, or cut off
-    reserved_tokens INTEGER NOT NULL, -- the most that one attempt may cost
-    reserved_price REAL NOT NULL,     -- dollars
-    started TEXT NOT NULL,            -- UTC, of the last attempt
-    batch INTEGER,                    -- the batch that it waits in, or was answered in
-    raw TEXT,                         -- the answer as it came; NULL while there is none
-    checksum INTEGER,                 -- CRC-32 of `raw`
-    request_id TEXT,                  -- as the response's header has it
-    seconds REAL,
-    finished TEXT,
-    answer_id TEXT,                   -- as the answer itself has it; from here on what was parsed
-    model_returned TEXT,
-    prompt_tokens INTEGER,
-    completion_tokens INTEGER,
-    cached_tokens INTEGER,
-    price REAL                        -- dollars; NULL where price or usage is unknown
-)
-"""
-_CALL_COLUMNS = 24
-_INDEX = "CREATE UNIQUE INDEX calls_by_key ON calls (key)"
-_BATCHES = """
-CREATE TABLE batches (
-    id INTEGER PRIMARY KEY,
-    mark TEXT NOT NULL,               -- goes with the batch as metadata, to find it again
-    provider_id TEXT,                 -- NULL until the provider is known to have it
-    state TEXT NOT NULL,              -- intended, submitted, ended
-    started TEXT NOT NULL
-)
-"""
-_BATCH_COLUMNS = 5
-_BATCH_STATES = ("intended", "submitted", "ended")
 _INTEND = """
 INSERT INTO calls (id, key, model, provider, prompts, request, label, attempts, lost,
                    reserved_tokens, reserved_price, started, batch)
@@ -78,7 +35,6 @@ SELECT
     coalesce(sum(cached_tokens), 0)
 FROM calls
 """
-_GAVE_UP_SECONDS = 30.0  # of waiting for another process that holds the file
 
 
 class Intent(NamedTuple):
@@ -128,14 +84,6 @@ class Spent(NamedTuple):
     usage: Usage  # of the answered calls that said it
 
 
-class Salvaged(NamedTuple):
-    """What became of a damaged journal."""
-
-    rows: int  # that could be read
-    lost: int  # ids of which no row was found
-    kept_as: Path  # the damaged file
-
-
 class _Write(NamedTuple):
     statement: str
     values: tuple[Any, ...]
@@ -151,97 +99,14 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self.salvaged: Salvaged | None = None
         self.damaged_answers = 0  # found so far by their checksums
-        self._writer = self._open()
-        self._reader = self._connect(self._path)
+        self._writer, self.salvaged = open_journal(path)
+        self._reader = connect(path)
         self._next_id: int = 1 + self._one("SELECT coalesce(max(id), 0) FROM calls")
         self._next_batch: int = 1 + self._one("SELECT coalesce(max(id), 0) FROM batches")
         self._waiting: list[_Write] = []
         self._committing: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            connection = self._connect(self._path)
-            if is_damaged(connection):
-                connection.close()
-                connection = self._salvage()
-        except sqlite3.OperationalError as error:
-            raise self._unusable(error) from None
-        except sqlite3.DatabaseError:
-            connection = self._salvage()
-        try:
-            self._prepare(connection)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-        return connection
-
-    def _unusable(self, error: sqlite3.Error) -> SelfchatError:
-        return SelfchatError(
-            f"{self._path}: {error}; see that the folder can be written and has room"
-        )
-
-    def _connect(self, path: Path) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            path, check_same_thread=False, isolation_level=None, timeout=_GAVE_UP_SECONDS
-        )
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA cache_size=-16000")
-        return connection
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if version == 0 and tables == 0:
-            connection.execute("BEGIN")
-            for statement in (_CALLS, _INDEX, _BATCHES, f"PRAGMA user_version={_FORMAT}"):
-                connection.execute(statement)
-            connection.execute("COMMIT")
-        elif version != _FORMAT:
-            raise SelfchatError(
-                f"{self._path}: a journal of another version of selfchat, or no journal; go on "
-                "with that version, or choose another --out"
-            )
-
-    def _salvage(self) -> sqlite3.Connection:
-        """Put the readable rows of a damaged file into a new one, and keep the damaged one."""
-        found: dict[int, tuple[Any, ...]] = {}
-        for rowid, row in readable_rows(self._path, _CALL_COLUMNS):
-            if not _is_call(row):
-                continue
-            before = found.get(rowid)
-            if before is None or _told(row) >= _told(before):
-                found[rowid] = (rowid, *row[1:])
-        if not found:
-            raise SelfchatError(
-                f"{self._path}: damaged, and no call in it can be read; restore it from a copy, or "
-                "move it away and pay anew"
-            )
-        batches = {
-            rowid: (rowid, *row[1:])
-            for rowid, row in readable_rows(self._path, _BATCH_COLUMNS)
-            if row[3] in _BATCH_STATES
-        }
-        kept_as = self._set_aside()
-        connection = self._connect(self._path)
-        self._prepare(connection)
-        connection.execute("BEGIN")
-        connection.executemany(_insert("calls", _CALL_COLUMNS), found.values())
-        connection.executemany(_insert("batches", _BATCH_COLUMNS), batches.values())
-        connection.execute("COMMIT")
-        self.salvaged = Salvaged(len(found), max(found) - len(found), kept_as)
-        return connection
-
-    def _set_aside(self) -> Path:
-        """Rename the damaged file and its write-ahead log."""
-        stem = f"{self._path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-        for suffix in ("-wal", "-shm"):
-            beside = self._path.with_name(self._path.name + suffix)
-            if beside.exists():
-                beside.rename(self._path.with_name(stem + suffix))
-        return self._path.rename(self._path.with_name(stem))
 
     def _one(self, query: str) -> Any:
         return self._reader.execute(query).fetchone()[0]
@@ -429,23 +294,3 @@ def _settle(group: list[_Write], fault: SelfchatError | None) -> None:
             write.done.set_exception(fault)
         else:
             write.done.set_result(None)
-
-
-def _insert(table: str, columns: int) -> str:
-    return f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * columns)})"
-
-
-def _is_call(row: tuple[Any, ...]) -> bool:
-    """Whether a salvaged row has the types of a call; its answer is checked when it is read."""
-    return (
-        isinstance(row[1], bytes)
-        and all(isinstance(value, str) for value in row[2:7])
-        and all(isinstance(value, int) for value in row[7:10])
-        and isinstance(row[11], str)
-        and isinstance(row[13], str | None)
-    )
-
-
-def _told(row: tuple[Any, ...]) -> tuple[bool, bool, int]:
-    """How much a copy of a row knows; an older copy may be left on a stale page."""
-    return row[13] is not None, row[19] is not None, row[7]
