@@ -107,4 +107,4 @@ def test_a_broken_manifest_is_a_usage_error(tmp_path: Path, content: str) -> Non
 
 
 def test_versions_name_what_results_depend_on() -> None:
-    assert {"selfchat", "python", "pydantic", "aiohttp"} <= versions().keys()
+    assert {"selfchat", "python", "pydantic"} <= versions().keys()

@@ -287,7 +287,7 @@ def test_the_pause_asked_for_may_be_a_date() -> None:
         ({"remaining-requests": "0", "reset-requests": "6m0s"}, 360.0),
         ({"remaining-tokens": "0", "reset-tokens": "1.5s"}, 1.5),
         ({"remaining-tokens": "0", "reset-tokens": "20ms"}, 0.02),
-        ({"remaining-tokens": "0", "reset-tokens": "1h2m3s"}, 3723.0),
+        ({"remaining-tokens": "0", "reset-tokens": "0h59m3s"}, 3543.0),
         (
             {
                 "remaining-requests": "0",
@@ -435,3 +435,9 @@ def test_the_address_comes_from_the_environment_when_not_given(
 def test_a_base_url_needs_its_scheme(url: str) -> None:
     with pytest.raises(UsageError, match="must start with http"):
         RemoteModel("gpt-x", url)
+
+
+def test_an_endpoint_that_is_closed_for_hours_ends_the_run() -> None:
+    closed = {"Retry-After": "86400"}
+    with pytest.raises(ModelFailed, match=r"asks to come back in 24\.0 hours \(429\)"):
+        ask(lambda body, number: failure(429, closed, message="for today"))

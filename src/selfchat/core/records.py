@@ -95,8 +95,10 @@ class Dialogue(Record):
     ) -> Self:
         """Build a dialogue; its id is a hash of seed, replicate and content."""
         spoken = tuple(messages)
-        content = [(message.role, message.content) for message in spoken]
-        identity = stable_id(seed_id, replicate, content)
+        digest = hashlib.sha256(f"{seed_id} {replicate}".encode())
+        for message in spoken:
+            digest.update(f"\n{message.role} {len(message.content)} {message.content}".encode())
+        identity = digest.hexdigest()[:16]
         return cls(id=identity, seed_id=seed_id, messages=spoken, source=source)
 
     @property

@@ -116,7 +116,7 @@ class EmbeddedModel:
     def read(self, raw: str) -> Reply:
         try:
             answer = json.loads(raw)
-            text, limit = answer["content"], answer["stop_type"] == "limit"
+            text, limit = str(answer["content"] or ""), answer["stop_type"] == "limit"
         except (ValueError, LookupError, TypeError):
             wrong = Reason.BAD_ANSWER, f"not a completion: {raw[:80]!r}"
             return Reply("", "stop", None, model=self.address, fault=wrong)

@@ -40,6 +40,8 @@ _FINISH: dict[str, FinishReason] = {
     "length": "length",
     "content_filter": "content_filter",
 }
+_CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)])
+_LONGEST_WAIT = 3600.0  # seconds that an endpoint may ask for before it is as good as closed
 _MOST_TOKENS = 1 << 31  # of one call: more is nonsense
 _MOST_BYTES = 1 << 25  # of one answer
 
@@ -221,8 +223,8 @@ def _empty(choice: Any) -> tuple[Reason, str]:
 
 
 def _unicode(text: str) -> str:
-    """`text` with `?` for lone surrogates, which no file can hold."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    """`text` with `?` for lone surrogates, which no file can hold, and without control codes."""
+    return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
 
 
 def _usage(value: Any) -> Usage | None:
@@ -258,10 +260,14 @@ def failure(
     too_long = "context_length" in code or "exceed_context" in code
     if too_long or (status == 400 and "maximum context length" in said.lower()):
         return Refused(Reason.CONTEXT_FULL, said)
+    wait = _retry_after(headers)
+    if wait is not None and wait > _LONGEST_WAIT:
+        hours = wait / 3600
+        return ModelFailed(f"{address}: asks to come back in {hours:,.1f} hours ({status}): {said}")
     if status == 429:
-        return Throttled(f"status 429: {said}", _retry_after(headers), _rate_limits(headers))
+        return Throttled(f"status 429: {said}", wait, _rate_limits(headers))
     if status in (408, 409) or status >= 500:
-        return Busy(f"status {status}: {said}", _retry_after(headers))
+        return Busy(f"status {status}: {said}", wait)
     if 400 <= status < 500:
         return Unwelcome(Reason.BAD_ANSWER, f"the endpoint refuses it ({status}): {said}")
     return Busy(f"status {status}: {said}")
