@@ -165,7 +165,7 @@ def collect(
         str | None, typer.Option(help="transcript or turns.  [default: transcript]")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Dialogues in flight.  [default: 32]")
+        int | None, typer.Option(help="Most calls in flight.  [default: 32]")
     ] = None,
     rpm: Annotated[int | None, typer.Option(help="Requests a minute.  [default: no limit]")] = None,
     tpm: Annotated[int | None, typer.Option(help="Tokens a minute.  [default: no limit]")] = None,
@@ -224,7 +224,7 @@ def estimate(
         str | None, typer.Option(help="transcript or turns.  [default: transcript]")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(help="Dialogues in flight.  [default: 32]")
+        int | None, typer.Option(help="Most calls in flight.  [default: 32]")
     ] = None,
     rpm: Annotated[int | None, typer.Option(help="Requests a minute.  [default: no limit]")] = None,
     tpm: Annotated[int | None, typer.Option(help="Tokens a minute.  [default: no limit]")] = None,

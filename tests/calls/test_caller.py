@@ -168,9 +168,19 @@ def test_a_fault_found_with_one_request_rejects_it_only_where_others_were_answer
     journal: Journal,
 ) -> None:
     unwelcome = Unwelcome(Reason.BAD_ANSWER, "flagged")
-    assert isinstance(ask_all(Teller([unwelcome]), journal, [0])[0], ModelFailed)
-    assert isinstance(ask_all(Teller(["yes"]), journal, [1])[0], Told)
-    assert isinstance(ask_all(Teller([unwelcome]), journal, [0])[0], Refused)
+    one_by_one = Limits(concurrency=1)
+    found = ask_all(Teller([unwelcome] * 3), journal, range(3), one_by_one)
+    assert [type(end) for end in found] == [Unwelcome, Unwelcome, ModelFailed]
+    found = ask_all(Teller([unwelcome, "yes", unwelcome]), journal, range(3), one_by_one)
+    assert [type(end) for end in found] == [Unwelcome, Told, Unwelcome]
+
+
+def test_a_key_that_is_withdrawn_in_the_middle_does_not_reject_all_the_rest(
+    journal: Journal,
+) -> None:
+    forbidden = [Unwelcome(Reason.CONTENT_FILTER, "403")] * 40
+    found = ask_all(Teller(["yes", *forbidden]), journal, range(41), Limits(concurrency=1))
+    assert sum(isinstance(end, ModelFailed) for end in found) > 20
 
 
 def test_an_answer_that_was_not_described_before_a_kill_is_described_later(

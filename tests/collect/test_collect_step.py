@@ -175,7 +175,7 @@ def test_what_no_call_can_overcome_stops_the_run_at_once_and_later_goes_on(
     endpoint.answer = lambda body, number: answer()
     with pytest.raises(ModelFailed, match=told):
         gather(endpoint, seeds, tmp_path, concurrency=4)
-    assert len(endpoint.ledger) <= 4
+    assert len(endpoint.ledger) <= 4 + 2
     endpoint.answer = lambda body, number: talk(body)
     figures = gather(endpoint, seeds, tmp_path)
     assert (figures.dialogues, figures.ambiguous) == (50, 0)
@@ -210,7 +210,7 @@ def test_a_request_that_the_endpoint_finds_fault_with_is_rejected_alone(
 def test_a_seed_that_nearly_repeats_another_is_rejected_before_it_costs(
     endpoint: Endpoint, write_seeds: Write, tmp_path: Path
 ) -> None:
-    seeds = write_seeds("How do I bake bread?", "bake bread", "What is the sea?")
+    seeds = write_seeds("How do I bake bread?", "how can you bake the bread", "What is sea?")
     figures = gather(endpoint, seeds, tmp_path)
     assert (figures.dialogues, figures.rejected) == (2, {"near_duplicate": 1})
     assert len(endpoint.ledger) == 2

@@ -184,7 +184,6 @@ def test_a_request_that_will_never_be_answered_is_refused_with_its_reason(case: 
 
 FATAL = {
     "wrong key": (lambda: failure(401, message=f"Incorrect API key: {KEY}"), "refuses the API key"),
-    "no right": (lambda: failure(403, message="Country not supported"), "refuses the API key"),
     "no model": (lambda: failure(404, message="The model gpt-x does not exist"), "no such model"),
     "no model in a batch": (lambda: failure(400, code="model_not_found"), "no such model"),
     "no money": (lambda: failure(429, code="insufficient_quota"), "quota is used up"),
@@ -239,12 +238,35 @@ async def late(body: dict[str, Any], number: int) -> web.StreamResponse:
     return reply("Too late.")
 
 
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 529])
+@pytest.mark.parametrize("status", [409, 429, 500, 502, 503, 529])
 def test_a_busy_endpoint_is_worth_another_try(status: int) -> None:
     with pytest.raises(Busy, match=f"status {status}: wait") as found:
         ask(lambda body, number: failure(status, message="wait"))
     assert type(found.value) is (Throttled if status == 429 else Busy)
     assert found.value.retry_after is None
+
+
+@pytest.mark.parametrize("status", [408, 504, 524])
+def test_a_call_that_somebody_on_the_way_gave_up_may_have_cost(status: int) -> None:
+    with pytest.raises(Lost, match=f"status {status}: wait"):
+        ask(lambda body, number: failure(status, message="wait"))
+
+
+def test_what_is_forbidden_is_a_fault_of_the_request_or_of_all() -> None:
+    with pytest.raises(Unwelcome, match=r"forbids it \(403\): Country not supported"):
+        ask(lambda body, number: failure(403, message="Country not supported"))
+
+
+def test_a_failure_within_a_200_is_told_by_its_code() -> None:
+    with pytest.raises(Busy, match="status 502: upstream"):
+        ask(lambda body, number: web.json_response({"error": {"code": 502, "message": "upstream"}}))
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [("stop", "stop"), (None, "stop"), ("length", "length"), ("abort", "length")]
+)
+def test_an_end_that_is_not_known_is_taken_for_a_cut(said: str | None, meant: str) -> None:
+    assert ask(lambda body, number: reply("Because", said)).finish == meant
 
 
 def throttled(headers: dict[str, str]) -> Throttled:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import NamedTuple, TypeVar
@@ -175,9 +175,15 @@ class Courier:
         state = await self._ended(given.provider_id)
         waiting = self._journal.waiting_in(given.number)
         faults: dict[str, Exception] = {}
-        for file in state.files:
-            await self._keep(file, waiting, faults)
-        await self._end(*given)
+        unmade: set[str] = set()  # calls that the provider says it did not make
+        try:
+            for file in state.files:
+                await self._keep(file, waiting, faults, unmade)
+        except NotThere:
+            self._say(f"batch {given.provider_id}: its answers are gone; they count as lost")
+        never = not state.files and state.status != "completed"
+        lost = () if never else [waiting[label] for label in waiting.keys() - unmade]
+        await self._end(*given, lost)
         if state.status == "cancelled" or (state.status == "failed" and not state.files):
             raise not_taken(state)
         return faults
@@ -194,20 +200,28 @@ class Courier:
             await self._rest(look)
             look = min(look * 1.5, _LONGEST_LOOK)
 
-    async def _keep(self, file: str, waiting: dict[str, int], faults: dict[str, Exception]) -> None:
+    async def _keep(
+        self, file: str, waiting: dict[str, int], faults: dict[str, Exception], unmade: set[str]
+    ) -> None:
         """Put a file's answers on disk; those calls are taken out of `waiting`."""
         lines = await self._reached(partial(self._batches.lines, file))
-        await _all(self._kept(lines, waiting, faults))
+        await _all(self._kept(lines, waiting, faults, unmade))
 
     def _kept(
-        self, lines: Iterable[BatchLine], waiting: dict[str, int], faults: dict[str, Exception]
+        self,
+        lines: Iterable[BatchLine],
+        waiting: dict[str, int],
+        faults: dict[str, Exception],
+        unmade: set[str],
     ) -> Iterator[Awaitable[None]]:
         for line in lines:
             if line.label not in waiting:
                 continue
             if line.answer is not None:
                 yield self._keep_answer(waiting.pop(line.label), line.answer)
-            elif line.fault is not None:
+                continue
+            unmade.add(line.label)
+            if line.fault is not None:
                 faults[line.label] = line.fault
 
     async def _keep_answer(self, call: int, answer: Answer) -> None:
@@ -217,8 +231,8 @@ class Courier:
         self._journal.describe(call, reply.model, reply.id, reply.usage, price)
         await self._journal.keep(call, answer.raw, answer.request_id, 0.0, utc_now())
 
-    async def _end(self, number: int, provider_id: str | None) -> None:
-        await _end(self._journal, number, provider_id)
+    async def _end(self, number: int, provider_id: str | None, lost: Collection[int] = ()) -> None:
+        await _end(self._journal, number, provider_id, lost)
         self._open.pop(number, None)
 
     async def _reached(self, ask: Callable[[], Awaitable[Got]]) -> Got:
@@ -295,9 +309,14 @@ async def _all(writes: Iterable[Awaitable[None]]) -> None:
         await asyncio.gather(*some)
 
 
-async def _end(journal: Journal, number: int, provider_id: str | None) -> None:
-    """Put on disk that nothing more will come of a batch: its unanswered calls cost nothing."""
-    waiting = journal.waiting_in(number).values()
+async def _end(
+    journal: Journal, number: int, provider_id: str | None, lost: Collection[int] = ()
+) -> None:
+    """Put on disk that nothing more will come of a batch.
+
+    Its unanswered calls cost nothing, but for those of which it is not known: they stay `lost`.
+    """
+    waiting = set(journal.waiting_in(number).values()).difference(lost)
     await asyncio.gather(
         *(journal.withdraw(call) for call in waiting),
         journal.batch_is(number, "ended", provider_id),

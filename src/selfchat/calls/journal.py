@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfchat.calls.prices import Price
 from selfchat.calls.storage import connect, open_journal
 from selfchat.core.errors import SelfchatError
 from selfchat.core.records import Usage
@@ -127,6 +128,23 @@ class Journal:
         self.damaged_answers += 1
         self._put("UPDATE calls SET raw = NULL, lost = lost + 1 WHERE id = ?", (entry.id,))
         return entry._replace(raw=None)
+
+    def reprice(self, model: str, price: Price) -> None:
+        """Price what a model's calls used while its price was not known.
+
+        Attempts without an end count as if all their tokens were of the dearer kind.
+        """
+        dearer = max(price.input, price.output) / 1e6
+        self._put(
+            "UPDATE calls SET reserved_price = reserved_tokens * ?"
+            " WHERE model = ? AND reserved_price = 0",
+            (dearer, model),
+        )
+        self._put(
+            "UPDATE calls SET price = (prompt_tokens * ? + completion_tokens * ?) / 1e6"
+            " WHERE model = ? AND price IS NULL AND prompt_tokens IS NOT NULL",
+            (price.input, price.output, model),
+        )
 
     def spent(self) -> Spent:
         row = self._reader.execute(_SPENT).fetchone()

@@ -31,6 +31,7 @@ ATTEMPTS = 6  # that fail while other calls are answered
 LOSSES = 3  # attempts cut off after they were sent; each may have cost
 THROTTLES = 30  # refusals of one call for being too many
 FIRST_ATTEMPTS = 3  # to connect, while the endpoint has not answered yet
+UNWELCOME, FIRST_UNWELCOME = 20, 3  # calls in a row found fault with, before it is all of them
 PATIENCE = 3600.0  # seconds that an outage may last, or refusals, with no answer at all
 LAST_PATIENCE = 300.0  # seconds without an answer when only a run's last calls are left
 
@@ -59,6 +60,7 @@ class Online:
         self._stopped = asyncio.Event()
         self._under_way = 0
         self._ever_answered = journal.spent().answered > 0
+        self._unwelcome = 0  # calls that were found fault with, none answered between
         self._gave_up_alone = False  # on a call, with no other to tell whether it was at fault
         self.retries = 0
         self.lost = 0
@@ -110,7 +112,8 @@ class Online:
             raise
         except Unwelcome as fault:
             await self._withdraw(number, ticket)
-            if self._ever_answered:
+            self._unwelcome += 1
+            if self._unwelcome < (UNWELCOME if self._ever_answered else FIRST_UNWELCOME):
                 raise
             raise ModelFailed(f"{self._model.address}: {fault}") from None
         except Exception:
@@ -120,7 +123,7 @@ class Online:
             self.pace.leave(ticket)
             raise
         self.pace.answered(ticket, answer.limits)
-        self._ever_answered, self._gave_up_alone = True, False
+        self._ever_answered, self._gave_up_alone, self._unwelcome = True, False, 0
         return await self._keep(prepared, number, ticket, answer, time.monotonic() - began)
 
     async def _keep(
@@ -175,7 +178,7 @@ class Online:
             self._give_up_at_first(trouble, busy, now, last or alone)
         elif now - max(answered, trouble.began) > (LAST_PATIENCE if last else PATIENCE):
             raise self._gave_up(trouble, busy) if last else self._down(busy)
-        elif answered > trouble.since or alone:
+        elif (answered > trouble.since or alone) and not isinstance(busy, Unreachable):
             self._blame(trouble, busy, alone)
         trouble.since = now
         wait = pause(trouble.attempts, self._jitter)

@@ -262,8 +262,11 @@ class Pace:
         self.leave(ticket)
 
     def failed(self, ticket: Ticket, retry_after: float | None) -> None:
-        """The call failed, as calls do during an outage."""
-        self._failed(self._now(), retry_after)
+        """The call failed, as calls do during an outage; one cut off tells of a slower endpoint."""
+        now = self._now()
+        if self.patience is not None and now - ticket.entered >= self.patience:
+            self._slowest = now - ticket.entered
+        self._failed(now, retry_after)
         self.leave(ticket)
 
     def _failed(self, now: float, retry_after: float | None) -> None:

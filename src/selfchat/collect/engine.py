@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from selfchat.models.address import open_teacher
 from selfchat.models.base import Model
 from selfchat.models.remote import RemoteModel
 from selfchat.models.remote_batches import MOST_REQUESTS, RemoteBatches
+
+_NO_KEY = "SELFCHAT_NO_KEY"  # a key goes to no other endpoint than its own
 
 
 class Teacher(NamedTuple):
@@ -57,7 +59,7 @@ def open_teachers(options: CollectOptions) -> list[Teacher]:
         model = open_teacher(
             options.user_teacher,
             options.user_base_url or options.base_url,
-            options.user_api_key_env or options.api_key_env,
+            options.user_api_key_env or (_NO_KEY if options.user_base_url else options.api_key_env),
             options.timeout,
         )
         teachers.append(_teacher(model, options, options.user_price_in, options.user_price_out))
@@ -92,17 +94,21 @@ class Engine:
         if not offline:
             self.lines = [self._line(teacher) for teacher in teachers]
         prompts = prompt_version(options)
+        self.talkers = self._talkers(self.lines, prompts)
+        self.recorded = self._talkers((), prompts)  # who know only what the journal has
+
+    def _talkers(self, lines: Sequence[Online | Batches], prompts: str) -> Talkers:
         callers = [
             Caller(
                 teacher.model,
-                journal,
-                teacher.batch_price if options.batch else teacher.price,
+                self._journal,
+                teacher.batch_price if self._options.batch else teacher.price,
                 line,
                 prompts,
             )
-            for teacher, line in zip_longest(teachers, self.lines)
+            for teacher, line in zip_longest(self._teachers, lines)
         ]
-        self.talkers = Talkers(assistant=callers[0], user=callers[-1])
+        return Talkers(assistant=callers[0], user=callers[-1])
 
     def _line(self, teacher: Teacher) -> Online | Batches:
         model, price = teacher

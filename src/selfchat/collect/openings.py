@@ -15,10 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 _LEFT_OUT = """
-a an the am are be been being is was were do does did has have had can could may might must shall
-should will would i me my you your we us our it its they them their this that these those there of
-to in on at for by about and or so please what which how
-"""  # but not who, when, where and why, which make another question of the same words
+a an the am are be been being is was were do does did has have had can could i me my you your we our
+it its they them their this that these those there of and or so please what which
+"""  # but not how, why, should, for and the like, which make another question of the same words
 _FUNCTION_WORDS = frozenset(_LEFT_OUT.split())
 _SLACK = 1e-9  # 0.6 * 5 is a little more than 3
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from selfchat.core.options import Options, execution, result
 
@@ -46,8 +48,8 @@ class CollectOptions(Options):
     user_api_key_env: str | None = execution(None, "API key of user_teacher, if another")
     batch: bool = execution(False, "use the provider's Batch API: half the price, within a day")
     concurrency: int = execution(32, "most calls in flight", ge=1)
-    rpm: int | None = execution(None, "most requests a minute", ge=1)
-    tpm: int | None = execution(None, "most tokens a minute", ge=1)
+    rpm: int | None = execution(None, "most requests a minute, of each model", ge=1)
+    tpm: int | None = execution(None, "most tokens a minute, of each model", ge=1)
     max_cost: float | None = execution(None, "dollars that are never exceeded", gt=0)
     max_tokens: int | None = execution(None, "tokens that are never exceeded", ge=1)
     timeout: float = execution(600.0, "seconds after which a call is given up", gt=0)
@@ -55,6 +57,18 @@ class CollectOptions(Options):
     price_out: float | None = execution(None, "dollars per million answer tokens", ge=0)
     user_price_in: float | None = execution(None, "the same, of user_teacher", ge=0)
     user_price_out: float | None = execution(None, "the same, of user_teacher", ge=0)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.strategy == "turns" and self.min_turns > self.max_turns:
+            raise ValueError(f"min_turns = {self.min_turns} is more than max_turns")
+        if self.opening is not None and not self.opening.strip():
+            raise ValueError("opening is blank; leave it out for the strategy's own")
+        if (self.price_in is None) != (self.price_out is None):
+            raise ValueError("price_in and price_out are given together, or neither")
+        if (self.user_price_in is None) != (self.user_price_out is None):
+            raise ValueError("user_price_in and user_price_out are given together, or neither")
+        return self
 
     @property
     def longest_answer(self) -> int:

@@ -268,12 +268,17 @@ def _too_short(messages: Sequence[Message], min_words: int) -> Fault | None:
     return Fault(Reason.TOO_SHORT, f"the replies have {words} words, fewer than {min_words}")
 
 
+def check_language(language: str) -> None:
+    """Raises UsageError when the language is unknown, or its extra is not installed."""
+    known = _identifier().labels
+    if language not in known:
+        raise UsageError(f"no language {language!r}; known are {', '.join(known)}")
+
+
 def _wrong_language(messages: Sequence[Message], language: str) -> Fault | None:
-    identifier = _identifier()
-    if language not in identifier.labels:
-        raise UsageError(f"no language {language!r}; known are {', '.join(identifier.labels)}")
+    check_language(language)
     text = "\n".join(message.content for message in messages)
-    found, confidence = identifier.classify(text)
+    found, confidence = _identifier().classify(text)
     if found in (language, "zxx") or confidence < _CONFIDENT:  # zxx is no language: code, numbers
         return None
     return Fault(Reason.WRONG_LANGUAGE, f"in {found!r}, not {language!r}")

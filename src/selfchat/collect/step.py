@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from selfchat.calls.journal import Journal
 from selfchat.collect.engine import Engine, Teacher, open_teachers, recover_batches, workers_of
 from selfchat.collect.openings import near_duplicates
 from selfchat.collect.options import CollectOptions
+from selfchat.collect.quality import check_language
 from selfchat.collect.screen import Screen, Tally
 from selfchat.collect.spool import Spool
 from selfchat.collect.strategies import Conversed, converse, prompt_version
@@ -35,6 +37,7 @@ from selfchat.core.records import (
 
 DIALOGUES, PROVENANCE, REJECTIONS = "dialogues.jsonl", "provenance.jsonl", "rejections.jsonl"
 JOURNAL = "journal.sqlite"
+_BREATH = 50  # dialogues from the journal between turns of everything else
 _REFRESH = 0.25  # seconds between looks at the screen
 
 
@@ -68,6 +71,7 @@ class _Numbered(NamedTuple):
 class Plan(NamedTuple):
     """Which seeds are talked about; the others are repetitions."""
 
+    rows: int  # of the file
     seeds: int  # all but those that stand twice
     repeated: frozenset[int]  # numbers of rows whose seed stood before
     near: dict[int, int]  # numbers of seeds that nearly repeat an earlier one, and of that one
@@ -91,6 +95,8 @@ def collect(
         BudgetReached, Interrupted: what was collected so far is written; run again to go on.
         SelfchatError: no call can succeed.
     """
+    if options.language:
+        check_language(options.language)
     plan = planned(options, seeds_path)
     teachers = open_teachers(options)
     if reparse and not (run / JOURNAL).exists():
@@ -102,6 +108,8 @@ def collect(
 
 def planned(options: CollectOptions, path: Path) -> Plan:
     """Read all seeds once, so that a bad row is found before anything is paid for."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path}: seeds are read twice, and from a file: write them into one")
     ids: set[str] = set()
     repeated, texts, numbers = set(), [], []
     for number, seed in enumerate(read_records(path, Seed)):
@@ -116,7 +124,7 @@ def planned(options: CollectOptions, path: Path) -> Plan:
         raise UsageError(f"{path}: no seeds in it")
     pairs = zip(numbers, near_duplicates(texts, options.near_duplicates), strict=True)
     near = {number: numbers[of] for number, of in pairs if of is not None}
-    return Plan(len(ids), frozenset(repeated), near)
+    return Plan(len(ids) + len(repeated), len(ids), frozenset(repeated), near)
 
 
 async def _collect(
@@ -131,19 +139,25 @@ async def _collect(
 ) -> Collected:
     began = time.monotonic()
     journal = Journal(run / JOURNAL)
-    spool = Spool(out, (DIALOGUES, PROVENANCE, REJECTIONS), plan.seeds + len(plan.repeated))
+    spool = Spool(out, (DIALOGUES, PROVENANCE, REJECTIONS), plan.rows)
     try:
         _say_salvaged(journal, progress)
         if not reparse:
             await recover_batches(teachers, journal, progress.say)
         _say_ambiguous(journal, progress)
         workers = workers_of(options, plan.seeds)
+        await _reprice(teachers, journal)
         engine = Engine(options, teachers, journal, workers, reparse, progress.say)
         if not engine.priced:
             progress.say("the price of the teacher is unknown: dollars are not counted")
         work = _Work(options, plan, seeds_path, engine, spool)
         stopped = await work.run(workers, progress)
         await journal.flush()
+        if work.found_nothing:
+            raise UsageError(
+                f"{run / JOURNAL}: holds no call of {options.teacher} for these seeds by "
+                f"{options.strategy}; nothing was changed"
+            )
         spool.write()
         _part(journal, work.tally, options, run, progress)
         if stopped is not None:
@@ -154,6 +168,14 @@ async def _collect(
         for teacher in teachers:
             await teacher.model.close()
         journal.close()
+
+
+async def _reprice(teachers: list[Teacher], journal: Journal) -> None:
+    """Price what earlier runs used while the price was not known, so that the budget holds."""
+    for model, price in teachers:
+        if price is not None and (price.input or price.output):
+            journal.reprice(model.address, price)
+    await journal.flush()
 
 
 class _Work:
@@ -171,15 +193,20 @@ class _Work:
             max_tokens=options.longest_answer,
         )
         self._waiting = self._to_do(seeds)
-        self._stopped: list[SelfchatError] = []
+        self._stopped: list[Exception] = []
+        self._cut_off: list[_Numbered] = []
         self.tally = Tally(plan.seeds)
         self._screen = Screen(self.tally, engine.budget, engine.priced, engine.traffic)
 
     def _to_do(self, path: Path) -> Iterator[_Numbered]:
-        """The seeds that are talked about, read as they are needed; the others are rejected."""
+        """The seeds that are talked about, read as they are needed; the others are rejected.
+
+        Rows that were added since the file was planned wait for the next run.
+        """
         ids: dict[int, str] = {}
         originals = frozenset(self._plan.near.values())
-        for number, seed in enumerate(read_records(path, Seed)):
+        rows = islice(read_records(path, Seed), self._plan.rows)
+        for number, seed in enumerate(rows):
             if number in originals:
                 ids[number] = seed.id
             if number in self._plan.repeated:
@@ -190,7 +217,13 @@ class _Work:
                 continue
             yield _Numbered(number, seed)
 
-    async def run(self, workers: int, progress: Progress) -> SelfchatError | None:
+    @property
+    def found_nothing(self) -> bool:
+        """Whether no call was made, and none was known."""
+        near = self.tally.rejected[Reason.NEAR_DUPLICATE]
+        return self.tally.unfinished > 0 and self.tally.unfinished + near == self.tally.seeds
+
+    async def run(self, workers: int, progress: Progress) -> Exception | None:
         """Talk about every seed; give why it stopped early, if it did.
 
         The first Ctrl-C lets calls under way come back and be kept; a second one stops at once.
@@ -205,27 +238,47 @@ class _Work:
                 watching.cancel()
                 with suppress(asyncio.CancelledError):
                     await watching
-        return self._stopped[0] if self._stopped else None
+        if not self._stopped or self.tally.done == self.tally.seeds:
+            return None
+        await self._add_recorded()
+        return self._stopped[0]
 
     async def _talk(self) -> None:
         """Take one seed after another until there is none, or something stops all work."""
         try:
             for one in self._waiting:
-                if self._stopped:
+                if self._stopped or not await self._talk_about(one):
+                    self._cut_off.append(one)
                     return
-                try:
-                    conversed = await converse(one.seed, self._engine.talkers, self._options)
-                except NotAnswered:
-                    self.tally.unfinished += 1
-                    await asyncio.sleep(0)
-                else:
-                    self._keep(one, conversed)
-        except SelfchatError as error:
+        except (SelfchatError, OSError) as error:
             self._stop(error)
         finally:
             self._engine.left()
 
-    def _stop(self, error: SelfchatError) -> None:
+    async def _talk_about(self, one: _Numbered) -> bool:
+        """Have a dialogue and keep it; False when work has to stop."""
+        if self.tally.done % _BREATH == 0:
+            await asyncio.sleep(0)  # what the journal has waits for nothing
+        try:
+            conversed = await converse(one.seed, self._engine.talkers, self._options)
+        except NotAnswered:
+            self.tally.unfinished += 1
+        except SelfchatError as error:
+            self._stop(error)
+            return False
+        else:
+            self._keep(one, conversed)
+        return True
+
+    async def _add_recorded(self) -> None:
+        """After an early stop: the seeds left whose calls are all in the journal."""
+        for number, one in enumerate(chain(self._cut_off, self._waiting)):
+            if number % _BREATH == 0:
+                await asyncio.sleep(0)
+            with suppress(NotAnswered):
+                self._keep(one, await converse(one.seed, self._engine.recorded, self._options))
+
+    def _stop(self, error: Exception) -> None:
         self._stopped.append(error)
         self._engine.stop()
 
@@ -273,7 +326,7 @@ class _Work:
 
     def _provenance(self, dialogue: Dialogue, conversed: Conversed) -> Provenance:
         options = self._options
-        prices = [call.price for call in conversed.calls if call.price is not None]
+        prices = [call.price for call in conversed.calls]
         return Provenance(
             id=dialogue.id,
             seed_id=dialogue.seed_id,
@@ -284,7 +337,7 @@ class _Work:
             prompt_version=self._prompts,
             sampling=self._sampling,
             usage=sum((call.usage for call in conversed.calls if call.usage), Usage()),
-            price=sum(prices) if prices else None,
+            price=None if None in prices else sum(filter(None, prices)),
             calls=conversed.calls,
         )
 
@@ -329,8 +382,8 @@ def _part(
         progress.say(f"the endpoint answers as {', '.join(sorted(others)[:3])}, not as {asked}")
     if lost := tally.rejected[Reason.GAVE_UP]:
         progress.say(
-            f"{lost} seeds got no answer after many attempts; to try them again: selfchat "
-            f"collect --recipe {run / 'recipe.toml'} --seeds {run / 'seeds.jsonl'} --out {run}"
+            f"{lost} seeds got no answer after many attempts: `selfchat collect` with the same "
+            "options tries them again"
         )
     if tally.unfinished:
         progress.say(f"{tally.unfinished:,} seeds are not finished: collect them without --reparse")

@@ -23,6 +23,7 @@ from selfchat.template.transcript import Unreadable, parse_transcript
 _OPENING = ("Hello!", "Hi! How can I help you?")  # the template's own first turn
 _TEMPLATE_TURN = f"[Human] {_OPENING[0]}\n[AI] {_OPENING[1]}"
 _END = "[END]"
+_TOO_FEW = Fault(Reason.TOO_FEW_TURNS, "")
 
 
 class Conversed(NamedTuple):
@@ -77,7 +78,7 @@ async def _transcript(seed: Seed, caller: Caller, options: CollectOptions) -> Co
         return Conversed((), fault.reason, fault.detail, calls)
     if tuple(message.content for message in spoken[:2]) == _OPENING:
         spoken = spoken[2:]
-    return _judged(spoken, calls, options, Fault(Reason.TOO_FEW_TURNS, ""))
+    return _judged(spoken, calls, options, _TOO_FEW)
 
 
 def _read(told: Told, first: str | None) -> tuple[Message, ...]:
@@ -102,7 +103,8 @@ class _Turns:
         self._seed, self._talkers, self._options = seed, talkers, options
         self._messages = [Message(role="user", content=opening(seed, options))]
         self._calls: list[Call] = []
-        self._fault = Fault(Reason.TOO_FEW_TURNS, "")
+        self._fault = _TOO_FEW
+        self._given_up = False  # on a line that may be had another time
 
     async def run(self) -> Conversed:
         for turn in range(self._options.max_turns):
@@ -110,6 +112,8 @@ class _Turns:
                 break
             if not await self._assistant_speaks():
                 break
+        if self._given_up:
+            return Conversed((), *self._fault, tuple(self._calls))
         whole = self._messages[: len(self._messages) // 2 * 2]
         return _judged(whole, tuple(self._calls), self._options, self._fault)
 
@@ -141,6 +145,7 @@ class _Turns:
                 told = await caller.ask(request._replace(rng_seed=drawn))
             except Refused as refused:
                 self._fault = Fault(refused.reason, refused.detail)
+                self._given_up = refused.reason is Reason.GAVE_UP
                 return False
             self._calls.append(told.call.model_copy(update={"speaker": speaker}))
             text = told.reply.text.strip()
@@ -153,6 +158,7 @@ class _Turns:
                 fault = Fault(Reason.TRUNCATED, "cut by the length cap")
             if fault is None:
                 self._messages.append(Message(role=speaker, content=text))
+                self._fault = _TOO_FEW
                 return True
             self._fault = fault
         return False

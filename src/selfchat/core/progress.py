@@ -64,7 +64,7 @@ def _is_printable(letter: str) -> bool:
 def show_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:
     """Choose the right kind of progress for where the output goes."""
     stream = stream or sys.stderr
-    if quiet:
+    if quiet or stream is None:  # it is None when it was closed
         return Quiet()
     return Live(stream) if stream.isatty() else Plain(stream)
 

@@ -17,7 +17,6 @@ from selfchat.core.records import Reason, Usage
 from selfchat.models.base import (
     Answer,
     Busy,
-    FinishReason,
     Lost,
     ModelFailed,
     NotThere,
@@ -35,13 +34,10 @@ from selfchat.models.keys import api_key, redact
 
 OPENAI_URL = "https://api.openai.com/v1"
 _NEWER_LIMIT = "max_completion_tokens"  # the only name that some newer models know the limit by
-_FINISH: dict[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "content_filter": "content_filter",
-}
+_ENDED = ("stop", "eos", "eos_token", "end_turn", "stop_sequence", "None")  # by itself
 _CONTROLS = dict.fromkeys([*range(9), 11, 12, *range(14, 32), *range(127, 160)])
 _LONGEST_WAIT = 3600.0  # seconds that an endpoint may ask for before it is as good as closed
+_TIMED_OUT = (408, 504, 524)  # whoever answers does not know what became of the call
 _MOST_TOKENS = 1 << 31  # of one call: more is nonsense
 _MOST_BYTES = 1 << 25  # of one answer
 
@@ -149,10 +145,11 @@ class RemoteModel:
             return Response(200, {}, str(error).encode())
         except HttpError as error:
             raise Lost(f"{self._url}: {error}") from None
-        if response.status == 200:
+        status = _status(response)
+        if status == 200:
             return response
         said = redact(_decoded(response.body), self._key)
-        raise failure(response.status, said, response.headers, self.address, self._url)
+        raise failure(status, said, response.headers, self.address, self._url)
 
     def read(self, raw: str) -> Reply:
         try:
@@ -170,7 +167,7 @@ class RemoteModel:
             fault = _empty(choice)
         return Reply(
             text=_unicode(text) if isinstance(text, str) else "",
-            finish=_FINISH.get(finish, "stop"),
+            finish="stop" if finish in _ENDED else "length",
             usage=usage,
             model=_unicode(str(answer.get("model") or "")),
             id=_unicode(str(answer.get("id") or "")),
@@ -194,6 +191,14 @@ class RemoteModel:
             except ValueError as error:
                 raise UsageError(f"base URL {self._url!r}: {error}") from None
         return self._client
+
+
+def _status(response: Response) -> int:
+    """The response's status; some gateways put that of a failure into the body of a 200."""
+    if response.status != 200 or b'"choices"' in response.body:
+        return response.status
+    code = _error_object(_decoded(response.body)).get("code")
+    return code if type(code) is int and 400 <= code < 600 else 200
 
 
 def _answer(response: Response) -> Answer:
@@ -251,8 +256,10 @@ def failure(
     code = f"{error.get('code') or ''} {error.get('type') or ''}"
     if "content_filter" in code or "content_policy" in code:
         return Refused(Reason.CONTENT_FILTER, said)
-    if status in (401, 403):
-        return ModelFailed(f"{address}: the endpoint refuses the API key ({status}): {said}")
+    if status == 401:
+        return ModelFailed(f"{address}: the endpoint refuses the API key (401): {said}")
+    if status == 403:
+        return Unwelcome(Reason.CONTENT_FILTER, f"the endpoint forbids it (403): {said}")
     if status == 402 or "insufficient_quota" in code:
         return ModelFailed(f"{address}: the account's quota is used up: {said}")
     if status == 404 or "model_not_found" in code:
@@ -266,7 +273,9 @@ def failure(
         return ModelFailed(f"{address}: asks to come back in {hours:,.1f} hours ({status}): {said}")
     if status == 429:
         return Throttled(f"status 429: {said}", wait, _rate_limits(headers))
-    if status in (408, 409) or status >= 500:
+    if status in _TIMED_OUT:
+        return Lost(f"status {status}: {said}", wait)
+    if status == 409 or status >= 500:
         return Busy(f"status {status}: {said}", wait)
     if 400 <= status < 500:
         return Unwelcome(Reason.BAD_ANSWER, f"the endpoint refuses it ({status}): {said}")
