@@ -229,10 +229,11 @@ def test_lines_are_told_apart_by_their_ids(rewritten: Any, journal: Journal) -> 
     assert len(endpoint.batches) == 1
 
 
-def test_a_line_that_makes_no_sense_is_asked_again(journal: Journal) -> None:
+def test_a_line_that_makes_no_sense_is_asked_again_and_may_have_cost(journal: Journal) -> None:
     with BatchEndpoint(faults=[Faults(rewritten=lambda lines: ["{", *lines[1:]])]) as endpoint:
         assert answers(ask(endpoint, journal)) == 10
     assert endpoint.made == [10, 1]
+    assert journal.spent().ambiguous == 1
 
 
 @pytest.mark.parametrize("faults", [Faults(refusals=(429, 500)), Faults(unseen=True)])

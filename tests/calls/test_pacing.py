@@ -491,3 +491,20 @@ def test_pauses_grow_and_are_spread_from_zero_to_half_a_minute() -> None:
         drawn = [pause(attempt, jitter) for _ in range(400)]
         assert 0 <= min(drawn) < longest * 0.1
         assert longest * 0.9 < max(drawn) <= longest
+
+
+def test_an_endpoint_that_became_slow_is_given_more_time() -> None:
+    async def work() -> tuple[float | None, float | None]:
+        pace = Pace(1)
+        for _ in range(30):
+            ticket = await pace.enter(100)
+            await asyncio.sleep(1)
+            pace.answered(ticket, RateLimits())
+        before, ticket = pace.patience, await pace.enter(100)
+        await asyncio.sleep(before or 0)
+        pace.failed(ticket, None)
+        return before, pace.patience
+
+    before, after = run_jumping(work())
+    assert before == 30
+    assert after == 300
