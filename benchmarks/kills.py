@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 from batch_endpoint import BatchEndpoint
 from command import Child, finish, start
-
 from endpoint import Endpoint, slowly
 from kills import Killed, kill_often, while_calls_are_under_way, within
 from selfchat.core.files import write_records

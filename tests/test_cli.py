@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer.main
-from command import command, one_line
-from endpoint import KEY, Endpoint, failure
 from typer.testing import CliRunner
 
+from command import command, one_line
+from endpoint import KEY, Endpoint, failure
 from selfchat.cli import app
 
 VERBS = {

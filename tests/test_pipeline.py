@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from command import Child, finish, interrupt, kill, start, wait_until
 from endpoint import Endpoint, slowly
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from batch_endpoint import BatchEndpoint, Faults
 from bench import Limits, Outcome, answers, request
 from clock import run_jumping
-
 from endpoint import Endpoint, failure, reply
 from selfchat.calls.batches import ROUNDS, Batches, Waves
 from selfchat.calls.budget import Budget

@@ -8,8 +8,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from bench import Bench, Limits, Outcome, Teller, answers, ask_all, request, session
 
+from bench import Bench, Limits, Outcome, Teller, answers, ask_all, request, session
 from endpoint import Endpoint, failure, reply
 from selfchat.calls.caller import Caller, NotAnswered, Told, check_price
 from selfchat.calls.journal import Intent, Journal

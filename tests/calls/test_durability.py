@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from bench import Teller, ask_all
 from command import Child, command, finish, kill, one_line, start, wait_until
-
 from endpoint import Endpoint, slowly
 from kills import rows
 from selfchat.calls import storage

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import Limits, Teller, ask_all, request
 
+from bench import Limits, Teller, ask_all, request
 from selfchat.calls.caller import Caller, Told
 from selfchat.calls.journal import Intent, Journal
 from selfchat.core.errors import SelfchatError

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+
 from bench import Bench, Limits, Teller, answers, session
 from clock import run_jumping
-
 from selfchat.calls.journal import Journal
 from selfchat.calls.pacing import Pace, Ticket, pause
 from selfchat.core.errors import Interrupted

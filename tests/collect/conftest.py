@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from endpoint import Endpoint
 
+from endpoint import Endpoint
 from selfchat.core.files import write_records
 from selfchat.core.records import Seed
 

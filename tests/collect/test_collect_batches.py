@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from batch_endpoint import BatchEndpoint, Faults
 from command import Child, answered, command, finish, interrupt, kill, one_line, start, wait_until
-
 from endpoint import Endpoint
 from selfchat.collect.options import CollectOptions
 from selfchat.collect.step import Collected, collect

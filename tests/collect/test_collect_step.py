@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from command import Child, finish, kill, one_line, start, wait_until
 
+from command import Child, finish, kill, one_line, start, wait_until
 from endpoint import KEY, Endpoint, failure, reply, slowly, talk
 from selfchat.collect.options import CollectOptions
 from selfchat.collect.step import Collected, collect

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from faults import FAULTS, LONG, RIGHT_TO_LEFT, FaultServer
 
+from faults import FAULTS, LONG, RIGHT_TO_LEFT, FaultServer
 from selfchat.calls import online, pacing
 from selfchat.collect.options import CollectOptions
 from selfchat.collect.step import Collected, collect

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import finish, one_line, start
 
+from command import finish, one_line, start
 from endpoint import KEY, Endpoint, failure, reply, talk
 from selfchat.collect.options import CollectOptions
 from selfchat.collect.step import Collected, collect

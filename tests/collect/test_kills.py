@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import Child, finish, one_line, start, wait_until
 
+from command import Child, finish, one_line, start, wait_until
 from endpoint import Endpoint, failure, slowly
 from kills import kill_often, rows, while_calls_are_under_way
 

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from clock import run_jumping
-
 from selfchat.calls.budget import Budget
 from selfchat.calls.caller import Caller, Told
 from selfchat.calls.journal import Journal
