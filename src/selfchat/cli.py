@@ -36,6 +36,17 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+SeedsFile = Annotated[Path, typer.Option(help="Seeds, as `selfchat seeds` writes them.")]
+Teacher = Annotated[
+    str | None, typer.Option(help="Model address.  [default: embedded:smollm2-135m]")
+]
+BaseUrl = Annotated[
+    str | None, typer.Option(help="Endpoint.  [default: $OPENAI_BASE_URL or OpenAI]")
+]
+Strategy = Annotated[str | None, typer.Option(help="transcript or turns.  [default: transcript]")]
+Concurrency = Annotated[int | None, typer.Option(help="Most calls in flight.  [default: 32]")]
+Rpm = Annotated[int | None, typer.Option(help="Requests a minute.  [default: no limit]")]
+Tpm = Annotated[int | None, typer.Option(help="Tokens a minute.  [default: no limit]")]
 Given = ParamSpec("Given")
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -153,22 +164,14 @@ def seeds(
 
 @verb
 def collect(
-    seeds: Annotated[Path, typer.Option(help="Seeds, as `selfchat seeds` writes them.")],
+    seeds: SeedsFile,
     out: Annotated[Path, typer.Option(help="Run directory.")],
-    teacher: Annotated[
-        str | None, typer.Option(help="Model address.  [default: embedded:smollm2-135m]")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Endpoint.  [default: $OPENAI_BASE_URL or OpenAI]")
-    ] = None,
-    strategy: Annotated[
-        str | None, typer.Option(help="transcript or turns.  [default: transcript]")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Most calls in flight.  [default: 32]")
-    ] = None,
-    rpm: Annotated[int | None, typer.Option(help="Requests a minute.  [default: no limit]")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens a minute.  [default: no limit]")] = None,
+    teacher: Teacher = None,
+    base_url: BaseUrl = None,
+    strategy: Strategy = None,
+    concurrency: Concurrency = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
     max_cost: Annotated[
         float | None, typer.Option(help="Dollars never exceeded.  [default: no limit]")
     ] = None,
@@ -204,7 +207,7 @@ def collect(
 
 @verb
 def estimate(
-    seeds: Annotated[Path, typer.Option(help="Seeds, as `selfchat seeds` writes them.")],
+    seeds: SeedsFile,
     out: Annotated[
         Path | None, typer.Option(help="Run directory of the pilot.  [needed but for --offline]")
     ] = None,
@@ -214,20 +217,12 @@ def estimate(
     pilot: Annotated[
         int, typer.Option(min=2, help="Seeds to draw, and to pay for once.", metavar="N")
     ] = 20,
-    teacher: Annotated[
-        str | None, typer.Option(help="Model address.  [default: embedded:smollm2-135m]")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="Endpoint.  [default: $OPENAI_BASE_URL or OpenAI]")
-    ] = None,
-    strategy: Annotated[
-        str | None, typer.Option(help="transcript or turns.  [default: transcript]")
-    ] = None,
-    concurrency: Annotated[
-        int | None, typer.Option(help="Most calls in flight.  [default: 32]")
-    ] = None,
-    rpm: Annotated[int | None, typer.Option(help="Requests a minute.  [default: no limit]")] = None,
-    tpm: Annotated[int | None, typer.Option(help="Tokens a minute.  [default: no limit]")] = None,
+    teacher: Teacher = None,
+    base_url: BaseUrl = None,
+    strategy: Strategy = None,
+    concurrency: Concurrency = None,
+    rpm: Rpm = None,
+    tpm: Tpm = None,
     max_cost: Annotated[
         float | None, typer.Option(help="Dollars the pilot never exceeds.  [default: no limit]")
     ] = None,
