@@ -62,7 +62,6 @@ class Online:
         self._ever_answered = journal.spent().answered > 0
         self._unwelcome = 0  # calls that were found fault with, none answered between
         self._gave_up_alone = False  # on a call, with no other to tell whether it was at fault
-        self.retries = 0
         self.lost = 0
 
     def stop(self) -> None:
@@ -150,7 +149,6 @@ class Online:
 
     async def _failed(self, prepared: Prepared, number: int, ticket: Ticket, busy: Busy) -> None:
         """Tell the pace and the journal; an attempt whose answer was lost may have cost."""
-        self.retries += 1
         if isinstance(busy, Throttled):
             self.pace.throttled(ticket, busy.retry_after, busy.limits)
         else:

@@ -42,7 +42,6 @@ class Traffic(NamedTuple):
     in_flight: int
     level: int  # calls in flight that are allowed now
     throttled: int  # calls answered with 429
-    retries: int
     lost: int
     closed_for: float  # seconds until calls go on, after refusals or during an outage
 
@@ -138,7 +137,6 @@ class Engine:
             in_flight=sum(line.pace.in_flight for line in lines),
             level=sum(line.pace.level for line in lines),
             throttled=sum(line.pace.throttled_calls for line in lines),
-            retries=sum(line.retries for line in lines),
             lost=sum(line.lost for line in lines),
             closed_for=max((line.pace.closed_for for line in lines), default=0.0),
         )

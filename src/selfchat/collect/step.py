@@ -19,7 +19,7 @@ from selfchat.collect.options import CollectOptions
 from selfchat.collect.quality import check_language
 from selfchat.collect.screen import Screen, Tally
 from selfchat.collect.spool import Spool
-from selfchat.collect.strategies import Conversed, converse, prompt_version
+from selfchat.collect.strategies import Conversed, converse, prompt_version, sampling_of
 from selfchat.core.errors import Interrupted, SelfchatError, UsageError
 from selfchat.core.files import read_records
 from selfchat.core.progress import Progress
@@ -29,7 +29,6 @@ from selfchat.core.records import (
     Reason,
     Record,
     Rejection,
-    Sampling,
     Seed,
     Usage,
     stable_id,
@@ -159,7 +158,7 @@ async def _collect(
                 f"{options.strategy}; nothing was changed"
             )
         spool.write()
-        _part(journal, work.tally, options, run, progress)
+        _say_findings(journal, work.tally, options, progress)
         if stopped is not None:
             raise stopped
         return _figures(work.tally, engine, journal, time.monotonic() - began)
@@ -187,11 +186,7 @@ class _Work:
         self._options, self._plan = options, plan
         self._engine, self._spool = engine, spool
         self._prompts = prompt_version(options)
-        self._sampling = Sampling(
-            temperature=options.temperature,
-            top_p=options.top_p,
-            max_tokens=options.longest_answer,
-        )
+        self._sampling = sampling_of("assistant", options)
         self._waiting = self._to_do(seeds)
         self._stopped: list[Exception] = []
         self._cut_off: list[_Numbered] = []
@@ -365,8 +360,8 @@ def _say_ambiguous(journal: Journal, progress: Progress) -> None:
         )
 
 
-def _part(
-    journal: Journal, tally: Tally, options: CollectOptions, run: Path, progress: Progress
+def _say_findings(
+    journal: Journal, tally: Tally, options: CollectOptions, progress: Progress
 ) -> None:
     """Say what a person should know of what was collected."""
     if journal.damaged_answers:

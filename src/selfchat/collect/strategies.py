@@ -68,7 +68,7 @@ async def _transcript(seed: Seed, caller: Caller, options: CollectOptions) -> Co
     if first is not None:
         text = text.removesuffix(_TEMPLATE_TURN) + f"[Human] {first}\n[AI]"
     messages = (*_preamble(options), Message(role="user", content=text + "\n"))
-    sampling = _sampling(options, "assistant")
+    sampling = sampling_of("assistant", options)
     calls: tuple[Call, ...] = ()
     try:
         told = await caller.ask(Request(messages, sampling, _draw_seed(options, seed, 0)))
@@ -97,7 +97,7 @@ def _read(told: Told, first: str | None) -> tuple[Message, ...]:
 
 
 class _Turns:
-    """One dialogue, turn by turn: the seed is the human's first message."""
+    """One dialogue, turn by turn, from the human's opening on."""
 
     def __init__(self, seed: Seed, talkers: Talkers, options: CollectOptions) -> None:
         self._seed, self._talkers, self._options = seed, talkers, options
@@ -118,11 +118,11 @@ class _Turns:
         return _judged(whole, tuple(self._calls), self._options, self._fault)
 
     async def _assistant_speaks(self) -> bool:
-        request = Request(self._so_far(), _sampling(self._options, "assistant"))
+        request = Request(self._so_far(), sampling_of("assistant", self._options))
         return await self._say(request, "assistant", self._talkers.assistant)
 
     async def _user_speaks(self) -> bool:
-        sampling, caller = _sampling(self._options, "user"), self._talkers.user
+        sampling, caller = sampling_of("user", self._options), self._talkers.user
         if caller.model.speaks_as_user:
             return await self._say(
                 Request(self._so_far(), sampling, speaker="user"), "user", caller
@@ -186,7 +186,8 @@ def _preamble(options: CollectOptions) -> tuple[Message, ...]:
     return (Message(role="system", content=options.preamble),) if options.preamble else ()
 
 
-def _sampling(options: CollectOptions, speaker: Role) -> Sampling:
+def sampling_of(speaker: Role, options: CollectOptions) -> Sampling:
+    """How a speaker's lines, or the assistant's whole transcripts, are drawn."""
     if speaker == "assistant":
         return Sampling(
             temperature=options.temperature,

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from selfchat.core.errors import SelfchatError, UsageError
 from selfchat.core.records import Message, Reason, Role, Sampling, Usage
 
-FinishReason = Literal["stop", "length", "content_filter"]
+FinishReason = Literal["stop", "length"]
 
 
 class Request(NamedTuple):
