@@ -13,7 +13,7 @@ import selfchat
 ROOT = Path(selfchat.__file__).parent
 STEPS = {"seeds", "collect", "curate", "tune", "chat", "evaluate", "refine", "publish"}
 LAYERS = {
-    "core": 0, "template": 1, "models": 2, "calls": 3, **dict.fromkeys(STEPS, 4),
+    "core": 0, "kernels": 1, "template": 1, "models": 2, "calls": 3, **dict.fromkeys(STEPS, 4),
     "recipe": 5, "pipeline": 5, "foresight": 5, "doctor": 5, "cli": 6, "__main__": 7,
 }  # fmt: skip
 

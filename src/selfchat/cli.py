@@ -344,12 +344,12 @@ def tune(
     if corpus is None or out is None:
         raise UsageError("tune needs --corpus and --out, or --plan")
     from selfchat.core.rundir import sole_writer
-    from selfchat.tune.checkpoint import FILE as CHECKPOINT
+    from selfchat.tune.checkpoint import remove_checkpoints
     from selfchat.tune.step import tune as tune_adapters
 
     with sole_writer(out):
         receipt = tune_adapters(options, corpus, out, _progress(quiet), resume)
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        remove_checkpoints(out)
     text = (
         f"held-out loss {receipt.heldout_loss_before:.3f} → {receipt.heldout_loss_after:.3f}, "
         f"{receipt.tokens_per_second:.0f} tokens/s; adapter in {out}"

@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from selfchat import __version__
-from selfchat.models.embedded import EMBEDDED, cache_directory
+from selfchat.core.files import cache_directory
+from selfchat.models.embedded import EMBEDDED
 
 _PARTS = {
     "tune": ("torch", "transformers", "accelerate", "gguf"),

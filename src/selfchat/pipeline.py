@@ -247,7 +247,7 @@ STEPS = (
         _corpus,
         (*_ADAPTER, "adapter/manifest.json", "adapter/receipt.json", "adapter/log.jsonl"),
         _tune,
-        passing=("adapter/checkpoint.safetensors",),
+        passing=("adapter/checkpoint.safetensors", "adapter/checkpoint-before.safetensors"),
     ),
     Step("chat", _chat_identity, lambda recipe, run: [], ("chat.json",), _chat),
     Step(

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from selfchat.core.errors import SelfchatError, UsageError
+from selfchat.core.files import cache_directory
 from selfchat.core.records import Message, Reason, Sampling, Usage
 from selfchat.models import embedded
 from selfchat.models.base import Request
@@ -18,7 +19,6 @@ from selfchat.models.embedded import (
     EMBEDDED,
     EmbeddedModel,
     Weights,
-    cache_directory,
     chatml_prompt,
     embedded_weights,
 )

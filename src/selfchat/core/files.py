@@ -18,6 +18,12 @@ from selfchat.core.errors import UsageError
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
+def cache_directory() -> Path:
+    """Where weights and compiled kernels are kept: `$SELFCHAT_CACHE` or `~/.cache/selfchat`."""
+    chosen = os.environ.get("SELFCHAT_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "selfchat"
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it is flushed to disk and renamed.

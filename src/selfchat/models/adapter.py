@@ -45,14 +45,13 @@ def save_adapter(model: nn.Module, config: LoraConfig, base: str, folder: Path) 
             "fan_in_fan_out": False,
             "inference_mode": True,
             "init_lora_weights": "gaussian",
-            "use_rslora": False,
+            "use_rslora": config.rank_stabilised,
             "modules_to_save": None,
         },
     )
 
 
 _PLAIN = {
-    "use_rslora": False,
     "use_dora": False,
     "rank_pattern": {},
     "alpha_pattern": {},
@@ -79,6 +78,7 @@ def read_adapter_config(folder: Path) -> LoraConfig:
             alpha=float(stored["lora_alpha"]),
             dropout=float(stored.get("lora_dropout", 0.0)),
             targets=tuple(targets),
+            rank_stabilised=bool(stored.get("use_rslora")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: not a LoRA adapter: {error!r}") from None

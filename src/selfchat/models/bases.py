@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 
 from selfchat.core.errors import SelfchatError, UsageError, missing_extra
+from selfchat.core.files import cache_directory
 from selfchat.models.address import check_base, split_address
-from selfchat.models.embedded import cache_directory, embedded_weights
-from selfchat.models.quantised import quantise_linears
+from selfchat.models.embedded import embedded_weights
 
-WeightKind = Literal["auto", "fp32", "bf16", "int8"]
+WeightKind = Literal["auto", "fp32", "bf16"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -102,6 +102,18 @@ def load_tokenizer(address: str) -> Any:
         raise _not_there(address, error) from None
 
 
+def load_config(address: str) -> Any:
+    """The configuration of a base model; see `load_base` for the errors."""
+    _quieten()
+    from transformers import AutoConfig
+
+    folder = base_folder(address)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise _not_there(address, error) from None
+
+
 def load_base(address: str, kind: WeightKind, device: torch.device) -> Any:
     """The frozen base model, ready on `device`.
 
@@ -113,14 +125,12 @@ def load_base(address: str, kind: WeightKind, device: torch.device) -> Any:
 
     kind = chosen_weights(kind, device)
     folder = base_folder(address)
-    dtype = _DTYPES.get(kind) or fast_float(device)
+    dtype = _DTYPES[kind]
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise _not_there(address, error) from None
     _refuse_other_heads(model, address)
-    if kind == "int8" and not quantise_linears(model):
-        raise UsageError(f"{address}: has no decoder layers to hold in int8")
     model.requires_grad_(False)
     return model.to(device).eval()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfchat.core.errors import SelfchatError, missing_extra
-from selfchat.core.files import written_whole
+from selfchat.core.files import cache_directory, written_whole
 from selfchat.core.records import Message, Reason, Usage
 from selfchat.models.base import AddressError, Answer, FinishReason, Reply, Request
 from selfchat.models.remote import RemoteModel
@@ -42,12 +42,6 @@ EMBEDDED = {
 SLOTS = 32
 SLOT_CONTEXT = 1024  # tokens that one conversation may hold
 _SPECIALS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
-
-
-def cache_directory() -> Path:
-    """Where downloaded and converted weights are kept: `$SELFCHAT_CACHE` or `~/.cache/selfchat`."""
-    chosen = os.environ.get("SELFCHAT_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "selfchat"
 
 
 def embedded_weights(name: str) -> Path:

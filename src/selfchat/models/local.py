@@ -17,13 +17,16 @@ from tokenizers.decoders import DecodeStream
 from selfchat.core.errors import UsageError
 from selfchat.core.files import read_json
 from selfchat.core.records import ChatSettings, Message, Sampling, Usage
+from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import load_adapter
 from selfchat.models.address import split_address
 from selfchat.models.base import FinishReason, Reply, Request
 from selfchat.models.bases import WeightKind, best_device, load_base, load_tokenizer
+from selfchat.models.frozen import FrozenLinear
 from selfchat.models.generate import generate
 from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import without_adapter
+from selfchat.models.packing import pack
 from selfchat.template.formats import FormatName
 from selfchat.template.markers import StopScanner, Trimmer
 from selfchat.template.renderer import Example, Renderer, make_renderer
@@ -149,9 +152,15 @@ class LocalModel:
     @torch.inference_mode()
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """Each example's cross-entropy summed over its trained tokens, in nats, and their count."""
+        device = next(self.model.parameters()).device
+        head = FrozenLinear(self.model.get_output_embeddings())
+        found = []
         with self._one_at_a_time, self._weights():
-            found = [summed_loss(self.model, [example]) for example in examples]
-        return [(float(loss), count) for loss, count in found]
+            for example in examples:
+                rows = pack([example], device)
+                loss = summed_loss(self.model, head, rows, Plain())
+                found.append((float(loss), len(rows.targets)))
+        return found
 
     async def send(self, request: Request) -> str:
         if request.speaker != "assistant":

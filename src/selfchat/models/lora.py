@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from selfchat.core.errors import UsageError
-from selfchat.models.quantised import Int8Linear
+from selfchat.kernels.plain import Plain
+from selfchat.models.frozen import FrozenLinear, frozen
+from selfchat.models.packing import current_packing
 
 Targets = Literal["baize", "all-linear"]
 
@@ -20,46 +22,139 @@ TARGET_MODULES: dict[Targets, tuple[str, ...]] = {
     "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
 
+# Layers of one module that are always called with the same input.
+_SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
 
 class LoraConfig(NamedTuple):
-    """The shape of the adapters; their output is scaled by alpha / rank."""
+    """The shape of the adapters; their output is scaled by alpha / rank.
+
+    With rank-stabilised scaling it is alpha / √rank (Kalajdzievski, 2023).
+    """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = TARGET_MODULES["all-linear"]
+    rank_stabilised: bool = False
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 class LoraLinear(nn.Module):
-    """`h = W0 x + (alpha / rank) B A x`; at first A (rank, in) is Gaussian and B (out, rank) zero.
+    """`h = W0 x + scale B A x`; at first A (rank, in) is Gaussian and B (out, rank) zero.
 
     The adapter's weights are fp32 masters; its products are in the dtype of x.
     """
 
-    def __init__(
-        self, base: nn.Linear | Int8Linear, config: LoraConfig, generator: torch.Generator
-    ) -> None:
+    def __init__(self, base: FrozenLinear, config: LoraConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base = base
         self.scale = config.scale
-        self.dropout = config.dropout
         self.enabled = True
         first = torch.randn(config.rank, base.in_features, generator=generator) / config.rank
-        device = base.weight.device
+        device = base.device
         self.lora_a = nn.Parameter(first.to(device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
+        self.inputs: SharedInput
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.base(x)
-        if not self.enabled:
-            return y
-        dropped = functional.dropout(x, self.dropout, self.training) if self.dropout else x
-        inner = functional.linear(dropped, self.lora_a.to(x.dtype))
-        return y + functional.linear(inner, (self.lora_b * self.scale).to(x.dtype))
+        return self.inputs.output(self, x) if self.enabled else self.base(x)
+
+
+class SharedInput:
+    """Adapted layers that are called with one input: the first call computes them all at once.
+
+    They share the input's 8-bit form, one product with all their A, and one dropout mask.
+    """
+
+    def __init__(self, layers: Sequence[LoraLinear], number: int, dropout: float) -> None:
+        self.layers = tuple(layers)
+        self.number = number
+        self.dropout = dropout
+        self._input: Tensor | None = None
+        self._waiting: dict[LoraLinear, Tensor] = {}
+        for layer in self.layers:
+            layer.inputs = self
+
+    def output(self, layer: LoraLinear, x: Tensor) -> Tensor:
+        if x is not self._input or layer not in self._waiting:
+            self._input = x
+            self._waiting = dict(zip(self.layers, self._outputs(x), strict=True))
+        y = self._waiting.pop(layer)
+        if not self._waiting:
+            self._input = None
+        return y
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        rows = x.reshape(-1, x.shape[-1])
+        packing = current_packing()
+        keys = packing.keys if packing and self.dropout else None
+        adapters = [part for layer in self.layers for part in (layer.lora_a, layer.lora_b)]
+        ys = _Adapted.apply(rows, self, keys, *adapters)  # type: ignore[no-untyped-call]
+        return tuple(y.view(*x.shape[:-1], -1) for y in ys)
+
+    def dropped(self, rows: Tensor, keys: Tensor | None) -> Tensor:
+        """The rows that the adapters see: some numbers zero, the others larger.
+
+        What is dropped is drawn anew from the keys whenever it is asked for, and never stored.
+        """
+        if keys is None:
+            return rows
+        mask = Plain().dropout_mask(keys ^ (self.number << 20), rows.shape[1], self.dropout)
+        return rows * mask / (1 - self.dropout)
+
+
+class _Adapted(torch.autograd.Function):
+    """The outputs of layers that share an input; gradients for it and for their A and B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, inputs: SharedInput, keys: Tensor | None, *adapters: Tensor
+    ) -> tuple[Tensor, ...]:
+        layers = inputs.layers
+        a = torch.cat(adapters[::2]).to(rows.dtype)
+        ranks = [len(each) for each in adapters[::2]]
+        lows = torch.split(inputs.dropped(rows, keys) @ a.T, ranks, 1)
+        prepared: dict[type, Any] = {}
+        outputs = []
+        for layer, low, b in zip(layers, lows, adapters[1::2], strict=True):
+            kind = type(layer.base)
+            if kind not in prepared:
+                prepared[kind] = layer.base.prepare(rows)
+            expand = (b.T * layer.scale).to(rows.dtype)
+            outputs.append(layer.base.product(prepared[kind], (low, expand)))
+        ctx.inputs, ctx.keys = inputs, keys
+        ctx.save_for_backward(rows, *lows, *adapters)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, keys, count = ctx.inputs, ctx.keys, len(slopes)
+        rows, *saved = ctx.saved_tensors
+        lows, adapters = saved[:count], saved[count:]
+        gradient: Tensor | None = None
+        low_slopes, found = [], []
+        for layer, slope, low, a, b in zip(
+            inputs.layers, slopes, lows, adapters[::2], adapters[1::2], strict=True
+        ):
+            slope = slope.contiguous()
+            low_slope = slope @ (b * layer.scale).to(slope.dtype)
+            low_slopes.append(low_slope)
+            found.append((slope.T @ low).float() * layer.scale)
+            if ctx.needs_input_grad[0]:
+                back = (low_slope, a.to(slope.dtype)) if keys is None else None
+                gradient = layer.base.gradient(layer.base.prepare(slope), back, gradient)
+        low_slope = torch.cat(low_slopes, 1)
+        a_gradients = (low_slope.T @ inputs.dropped(rows, keys)).float()
+        if keys is not None and gradient is not None:
+            a = torch.cat(adapters[::2]).to(low_slope.dtype)
+            gradient = gradient + inputs.dropped(low_slope @ a, keys)
+        ranks = [len(each) for each in adapters[::2]]
+        pairs = zip(torch.split(a_gradients, ranks), found, strict=True)
+        return (gradient, None, None, *(part for pair in pairs for part in pair))
 
 
 def add_lora(model: nn.Module, config: LoraConfig, rng_seed: int) -> None:
@@ -70,20 +165,35 @@ def add_lora(model: nn.Module, config: LoraConfig, rng_seed: int) -> None:
     """
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(rng_seed)
-    layers = [
-        (parent, name, child)
+    parents = [
+        (parent, [name for name, child in parent.named_children() if _fits(name, child, config)])
         for parent in model.modules()
-        for name, child in parent.named_children()
-        if name in config.targets and isinstance(child, nn.Linear | Int8Linear)
     ]
-    found = {name for _, name, _ in layers}
+    found = {name for _, names in parents for name in names}
     if missing := sorted(set(config.targets) - found):
         raise UsageError(
-            f"{type(model).__name__} has no layers named {', '.join(missing)}: "
+            f"{type(model).__name__} has no linear layers named {', '.join(missing)}: "
             "LoRA needs a LLaMA-type model"
         )
-    for parent, name, child in layers:
-        setattr(parent, name, LoraLinear(child, config, generator))
+    number = 0
+    for parent, names in parents:
+        for name in names:
+            layer = LoraLinear(frozen(getattr(parent, name)), config, generator)
+            setattr(parent, name, layer)
+        for group in _groups(names):
+            SharedInput([getattr(parent, name) for name in group], number, config.dropout)
+            number += 1
+
+
+def _fits(name: str, child: nn.Module, config: LoraConfig) -> bool:
+    return name in config.targets and isinstance(child, nn.Linear | FrozenLinear)
+
+
+def _groups(names: list[str]) -> list[list[str]]:
+    """The names that share an input together, the others alone."""
+    groups = [[name for name in sharing if name in names] for sharing in _SHARING]
+    shared = {name for group in groups for name in group}
+    return [group for group in groups if group] + [[name] for name in names if name not in shared]
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
@@ -105,15 +215,13 @@ def without_adapter(model: nn.Module) -> Iterator[None]:
 
 
 def merge_lora(model: nn.Module) -> None:
-    """Fold the adapters into unquantised base weights: W ← W0 + (alpha / rank) B A, in fp32."""
+    """Fold the adapters into unquantised base weights: W ← W0 + scale B A, in float64."""
     for path, layer in lora_layers(model).items():
-        if not isinstance(layer.base, nn.Linear):
-            raise UsageError("merging needs unquantised base weights")
+        linear = layer.base.thawed()
         delta = layer.scale * (layer.lora_b.double() @ layer.lora_a.double())
-        weight = layer.base.weight
-        weight.data = (weight.double() + delta).to(weight.dtype)
+        linear.weight.data = (linear.weight.double() + delta).to(linear.weight.dtype)
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, layer.base)
+        setattr(model.get_submodule(parent), name, linear)
 
 
 def lora_parameter_count(shapes: dict[str, tuple[int, int]], rank: int) -> int:

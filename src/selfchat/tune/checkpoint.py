@@ -1,99 +1,96 @@
-"""A checkpoint: all that a run needs to go on as if it had never stopped, in one safetensors file.
+"""A checkpoint: all that a run needs to go on as if it had never stopped.
 
-It is written whole or not at all. The draws of a step depend only on the recipe's seed and the
-step's number, so no random state has to be kept.
+Two are kept, each written whole or not at all and with a digest of its content, so that there is a
+good one whatever happens while one is written. What a step draws at random depends only on the
+recipe's seed and the step's number, so no random state has to be kept.
 """
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfchat.core.files import written_whole
-from selfchat.models.bases import WeightKind
+from selfchat.core.records import Record
+from selfchat.tune.model import Weights
 
-FILE = "checkpoint.safetensors"
+FILES = ("checkpoint.safetensors", "checkpoint-before.safetensors")
 
 
-class Progressed(NamedTuple):
-    """Where a run stands: optimizer steps done, and its seconds, joules and tokens so far."""
+class Progressed(Record):
+    """Where a run stands: optimizer steps done, its seconds, joules and tokens so far, its path."""
 
-    step: int
-    seconds: float
-    joules: float
-    tokens_seen: int
-    tokens_trained: int
+    step: int = 0
+    seconds: float = 0.0
+    joules: float = 0.0
+    tokens_seen: int = 0
+    tokens_trained: int = 0
+    weights: Weights
+    kernels: str
+    threads: int
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was read whole."""
+
+    at: Progressed
+    state: dict[str, Tensor]
 
 
 def save_checkpoint(
-    folder: Path,
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    at: Progressed,
-    fingerprint: str,
-    weights: str,
+    folder: Path, state: dict[str, Tensor], at: Progressed, fingerprint: str
 ) -> None:
-    tensors: dict[str, Tensor] = {}
-    for index, parameter in enumerate(parameters):
-        tensors[f"{index}.value"] = parameter.detach()
-        for name, value in optimizer.state[parameter].items():
-            tensors[f"{index}.{name}"] = torch.as_tensor(value)
+    """Write a checkpoint; the one before is kept until the next.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written; the last ones are as they were.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     metadata = {
-        "fingerprint": fingerprint,
-        "weights": weights,
-        **{name: repr(value) for name, value in at._asdict().items()},
-    }
-    with written_whole(folder / FILE) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata
-        )
+        "fingerprint": fingerprint, "at": at.model_dump_json(), "digest": _digest(tensors)
+    }  # fmt: skip
+    newest, before = (folder / name for name in FILES)
+    with written_whole(newest.with_suffix(".new")) as temporary:
+        save_file(tensors, temporary, metadata)
+    if newest.exists():
+        newest.replace(before)
+    newest.with_suffix(".new").replace(newest)
 
 
-def checkpoint_weights(folder: Path, fingerprint: str) -> WeightKind | None:
-    """How the base was held in the folder's checkpoint; None where there is none of this run."""
-    metadata = _metadata(folder / FILE)
-    if metadata.get("fingerprint") != fingerprint:
-        return None
-    kinds: tuple[WeightKind, ...] = ("fp32", "bf16", "int8")
-    return next((kind for kind in kinds if kind == metadata.get("weights")), None)
+def find_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """The newest whole checkpoint of this very run in the folder, or None."""
+    found = (_read(folder / name, fingerprint) for name in FILES)
+    return next((checkpoint for checkpoint in found if checkpoint), None)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def remove_checkpoints(folder: Path) -> None:
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _read(path: Path, fingerprint: str) -> Checkpoint | None:
     try:
         with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except (FileNotFoundError, SafetensorError):
-        return {}
-
-
-def load_checkpoint(
-    folder: Path,
-    parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    fingerprint: str,
-) -> Progressed | None:
-    """Take up the folder's checkpoint; None where there is none of this very run."""
-    metadata = _metadata(folder / FILE)
-    if metadata.get("fingerprint") != fingerprint:
+            metadata = dict(file.metadata() or {})
+        if metadata.get("fingerprint") != fingerprint:
+            return None
+        tensors = load_file(path)
+        if _digest(tensors) != metadata["digest"]:
+            return None
+        return Checkpoint(Progressed.model_validate_json(metadata["at"]), tensors)
+    except (FileNotFoundError, SafetensorError, KeyError, ValidationError):
         return None
-    tensors = load_file(folder / FILE)
-    with torch.no_grad():
-        for index, parameter in enumerate(parameters):
-            parameter.copy_(tensors.pop(f"{index}.value"))
-    for name, tensor in tensors.items():
-        place, _, key = name.partition(".")
-        parameter = parameters[int(place)]
-        on = tensor if key == "step" else tensor.to(parameter.device)
-        optimizer.state[parameter][key] = on
-    return Progressed(
-        step=int(metadata["step"]),
-        seconds=float(metadata["seconds"]),
-        joules=float(metadata["joules"]),
-        tokens_seen=int(metadata["tokens_seen"]),
-        tokens_trained=int(metadata["tokens_trained"]),
-    )
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode())
+        found.update(tensors[name].numpy().tobytes())
+    return found.hexdigest()

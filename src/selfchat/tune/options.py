@@ -11,8 +11,8 @@ class TuneOptions(Options):
     """The section `[tune]` of a recipe."""
 
     base: str = result("embedded:smollm2-135m", "address of the base model")
-    weights: Literal["auto", "fp32", "bf16", "int8"] = result(
-        "auto", "how the frozen base is held; auto takes the faster of fp32 and bf16"
+    weights: Literal["auto", "fp32", "bf16", "int8", "nf4"] = result(
+        "auto", "how the frozen base is held; auto times them here and takes the fastest"
     )
     format: Literal["baize", "native"] = result(
         "baize", "how dialogues become text: Baize's transcript or the base's own chat template"
@@ -20,6 +20,7 @@ class TuneOptions(Options):
     loss_on: Literal["assistant", "all"] = result("assistant", "tokens that are trained")
     rank: int = result(8, "rank of the adapters", ge=1)
     alpha: float = result(16.0, "adapters are scaled by alpha / rank", gt=0)
+    rslora: bool = result(False, "scale adapters by alpha / sqrt(rank) instead")
     dropout: float = result(0.0, "share of an adapter's input that is dropped", ge=0, lt=1)
     targets: Literal["baize", "all-linear"] = result(
         "all-linear", "adapted layers: q k v gate up down, or o as well"
@@ -27,11 +28,15 @@ class TuneOptions(Options):
     epochs: int = result(1, "times that the corpus is seen", ge=1)
     batch: int = result(64, "dialogues of one optimizer step", ge=1)
     learning_rate: float = result(2e-4, "highest learning rate; it falls to zero linearly", gt=0)
+    loraplus_ratio: float = result(1.0, "B learns at this many times the rate of A (LoRA+)", ge=1)
     warmup: int = result(0, "steps over which the learning rate rises", ge=0)
     max_length: int = result(512, "tokens; whole turns that do not fit are left out", ge=16)
     rng_seed: int = result(0, "seed of every random choice")
     micro_tokens: int = execution(
-        2048, "tokens, padding included, that are processed at once", ge=16
+        2048, "tokens that are processed at once; less takes less memory", ge=16
     )
     checkpoint_seconds: float = execution(30.0, "seconds between checkpoints", gt=0)
+    max_minutes: float | None = execution(None, "stop with a checkpoint after so long", gt=0)
+    tensorboard: bool = execution(False, "write logs for TensorBoard as well")
+    sharded: bool = execution(False, "share the base out among the processes of torchrun (FSDP2)")
     gpu: str = execution("A100", "graphics card that --plan reckons with")

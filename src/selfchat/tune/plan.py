@@ -16,7 +16,8 @@ _TARGETS = {
     "baize": ("q", "k", "v", "gate", "up", "down"),
     "all-linear": ("q", "k", "v", "o", "gate", "up", "down"),
 }
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+# Of a weight of a linear layer; in int8 there is a copy for each of the two products.
+_BYTES = {"fp32": 4, "bf16": 2, "int8": 2, "nf4": 0.5}
 
 
 class Card(NamedTuple):
@@ -171,17 +172,18 @@ def flops_per_token(shape: Shape, adapters: int, length: int) -> float:
 def memory_bytes(shape: Shape, adapters: int, weights: str, micro_tokens: int) -> int:
     """An estimate of the peak: weights, adapters with Adam's state, activations, logits.
 
-    Activations are those that plain PyTorch keeps for a decoder layer: about 20 hidden and 5
-    intermediate vectors a token, at the width of the numbers that are computed with. That fits what
-    the demo was measured to need on a CPU (docs/benchmarks.md), the program itself left out.
+    Activations are what a decoder layer keeps for its gradient: the residual and its norm twice,
+    queries, keys, values and attention's result, and three intermediate vectors, at the width of
+    the numbers that are computed with: 2 bytes on a GPU, 4 on a CPU unless it computes in bf16.
     """
     width = 4 if weights == "fp32" else 2
     embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
     held = shape.linear_parameters * _BYTES[weights] + embeddings
-    kept = 20 * shape.hidden_size + 5 * shape.intermediate_size
+    keys = shape.num_key_value_heads * shape.head_dim
+    kept = 6 * shape.hidden_size + 2 * keys + 3 * shape.intermediate_size
     activations = micro_tokens * shape.num_hidden_layers * kept * width
-    logits = 512 * shape.vocab_size * (4 + width)
-    return held + 16 * adapters + activations + logits
+    logits = 6_000_000 * (4 + width)
+    return int(held + 16 * adapters + activations + logits)
 
 
 def find_shape(base: str) -> Shape:

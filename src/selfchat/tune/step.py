@@ -5,32 +5,35 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from selfchat.core.energy import EnergyMeter
 from selfchat.core.errors import UsageError
 from selfchat.core.files import content_hash, read_records, write_json
-from selfchat.core.progress import Progress
+from selfchat.core.progress import Progress, Quiet
 from selfchat.core.records import Dialogue, Record, stable_id
 from selfchat.core.rundir import versions
 from selfchat.models.adapter import save_adapter
-from selfchat.models.bases import (
-    WeightKind,
-    base_folder,
-    best_device,
-    chosen_weights,
-    load_base,
-    load_tokenizer,
-)
-from selfchat.models.lora import TARGET_MODULES, LoraConfig, add_lora
+from selfchat.models.bases import base_folder, best_device, load_tokenizer
+from selfchat.models.lora import TARGET_MODULES, LoraConfig
 from selfchat.template.renderer import make_renderer
-from selfchat.tune.checkpoint import FILE as CHECKPOINT
-from selfchat.tune.checkpoint import checkpoint_weights
-from selfchat.tune.examples import make_examples, refuse_unlearnable
+from selfchat.tune.checkpoint import FILES, Checkpoint, Progressed, find_checkpoint
+from selfchat.tune.examples import Examples, make_examples, refuse_unlearnable
+from selfchat.tune.limit import limit_rate
+from selfchat.tune.memory import keep_freed_memory, memory_advice
+from selfchat.tune.model import (
+    TunedModel,
+    Weights,
+    best_kernels,
+    choose_weights,
+    time_weights,
+    tuned_model,
+)
 from selfchat.tune.options import TuneOptions
-from selfchat.tune.trainer import Trainer
+from selfchat.tune.trainer import Diverged, Trained, Trainer
+from selfchat.tune.workers import Workers, joined_workers
 
 
 class Tuned(Record):
@@ -41,9 +44,15 @@ class Tuned(Record):
     loss_on: str
     device: str
     weights: str
+    kernels: str
+    threads: int
+    processes: int
+    timed: dict[str, float]  # tokens/s of one decoder layer in each kind of numbers, where timed
     rank: int
     alpha: float
     targets: str
+    rslora: bool
+    loraplus_ratio: float
     trainable_parameters: int
     dialogues: int
     shortened: int
@@ -58,12 +67,22 @@ class Tuned(Record):
     tokens_trained: int
     seconds: float
     tokens_per_second: float
+    limit_tokens_per_second: float  # of bare matrix products at these shapes, measured here
+    share_of_limit: float
     peak_memory_bytes: int
     joules: float
     energy_method: str
+    gradient_norm_min: float
+    gradient_norm_median: float
+    gradient_norm_max: float
     loss: float
     heldout_loss_before: float
     heldout_loss_after: float
+
+
+class _Corpus(NamedTuple):
+    train: Examples
+    heldout: Examples
 
 
 def tune(
@@ -72,7 +91,7 @@ def tune(
     """Tune on `corpus/train.jsonl`, watching `corpus/heldout.jsonl`.
 
     A checkpoint of this very run in `out` is taken up. It is left there: whoever called removes it
-    once the end of the run is on record.
+    once the end of the run is on record. Processes that `torchrun` started tune together.
 
     Args:
         must_resume: fail where there is no such checkpoint.
@@ -80,117 +99,194 @@ def tune(
     Raises:
         UsageError: the corpus or the base cannot be used; said before the first step.
         Interrupted: the checkpoint is written; the same call goes on.
+        Diverged: the loss went astray; the last good adapter is written.
     """
     device = best_device()
+    keep_freed_memory()
+    with joined_workers(device) as workers, memory_advice(options):
+        return _tune(
+            options,
+            corpus,
+            out,
+            progress if workers.leads else Quiet(),
+            must_resume,
+            device,
+            workers,
+        )
+
+
+def _tune(
+    options: TuneOptions,
+    corpus: Path,
+    out: Path,
+    progress: Progress,
+    must_resume: bool,
+    device: torch.device,
+    workers: Workers,
+) -> Tuned:
+    examples = _read(options, corpus)
     fingerprint = stable_id(
         options.result_values(),
         content_hash(corpus / "train.jsonl"),
         content_hash(corpus / "heldout.jsonl"),
     )
-    weights = _weights(options, device, out, fingerprint, progress, must_resume)
-    renderer = make_renderer(load_tokenizer(options.base), options.format)
-    train = make_examples(
-        read_records(corpus / "train.jsonl", Dialogue),
-        renderer,
-        options.loss_on,
-        options.max_length,
+    lora = LoraConfig(
+        options.rank,
+        options.alpha,
+        options.dropout,
+        TARGET_MODULES[options.targets],
+        options.rslora,
     )
-    heldout = make_examples(
-        read_records(corpus / "heldout.jsonl", Dialogue),
-        renderer,
-        options.loss_on,
-        options.max_length,
+    checkpoint = _checkpoint(out, fingerprint, progress, must_resume)
+    kernels, lacking = best_kernels(device)
+    if lacking:
+        progress.say(f"tune: {lacking}")
+    timed: dict[Weights, float] = {}
+    if checkpoint is None:
+        if options.weights == "auto":
+            timed = time_weights(options.base, device, lora, kernels)
+        weights = choose_weights(timed) if options.weights == "auto" else options.weights
+        start = Progressed(weights=weights, kernels=kernels.name, threads=torch.get_num_threads())
+    else:
+        start = checkpoint.at
+        torch.set_num_threads(start.threads)
+    tuned = tuned_model(options.base, start.weights, device, lora, options.rng_seed, kernels)
+    progress.say(_introduction(options, tuned, start, device, examples.train, timed))
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        tuned, examples.train.kept, examples.heldout.kept, options, out, fingerprint, workers
+    )
+    base = base_folder(options.base)
+    with EnergyMeter(gpu_ids(device)) as meter:
+        try:
+            trained = trainer.run(start, checkpoint, progress, lambda: meter.read().joules)
+        except Diverged:
+            save_adapter(tuned.model, lora, base, out)
+            raise
+        energy_method = meter.read().method
+    limit = limit_rate(tuned.model, start.weights, examples.train.kept) * workers.count
+    receipt = _receipt(
+        options, examples, tuned, trained, device, workers, timed, limit, energy_method
+    )
+    if workers.leads:
+        save_adapter(tuned.model, lora, base, out)
+        write_json(out / "receipt.json", receipt.model_dump())
+        write_json(
+            out / "manifest.json",
+            {
+                "base": options.base,
+                "format": options.format,
+                "loss_on": options.loss_on,
+                "max_length": options.max_length,
+                "corpus": content_hash(corpus / "train.jsonl"),
+                "versions": versions(),
+            },
+        )
+    return receipt
+
+
+def _read(options: TuneOptions, corpus: Path) -> _Corpus:
+    renderer = make_renderer(load_tokenizer(options.base), options.format)
+    train, heldout = (
+        make_examples(
+            read_records(corpus / name, Dialogue), renderer, options.loss_on, options.max_length
+        )
+        for name in ("train.jsonl", "heldout.jsonl")
     )
     refuse_unlearnable(train.kept, renderer)
     if not heldout.kept:
         raise UsageError(
             f"{corpus / 'heldout.jsonl'}: no dialogue of it fits: raise tune.max_length"
         )
-    model = load_base(options.base, weights, device)
-    config = LoraConfig(
-        options.rank, options.alpha, options.dropout, TARGET_MODULES[options.targets]
+    return _Corpus(train, heldout)
+
+
+def _checkpoint(
+    out: Path, fingerprint: str, progress: Progress, must_resume: bool
+) -> Checkpoint | None:
+    """The checkpoint to go on from, if there is one of this very run."""
+    found = find_checkpoint(out, fingerprint)
+    if found is None and must_resume:
+        raise UsageError(f"{out}: no checkpoint of this corpus and these options to resume from")
+    if found is None and any((out / name).exists() for name in FILES):
+        progress.say(
+            "tune: the checkpoint here is of other options or another corpus: starting anew"
+        )
+    return found
+
+
+def _introduction(
+    options: TuneOptions,
+    tuned: TunedModel,
+    start: Progressed,
+    device: torch.device,
+    train: Examples,
+    timed: dict[Weights, float],
+) -> str:
+    left_out = f", {train.too_long} too long" if train.too_long else ""
+    rates = ", ".join(f"{kind} {rate / max(timed.values()):.2f}" for kind, rate in timed.items())
+    chosen = f" (timed here: {rates})" if timed else ""
+    return (
+        f"tune: {options.base} in {start.weights}{chosen} with {start.kernels} kernels on "
+        f"{device}, {_trainable(tuned.model):,} trainable parameters, {len(train.kept)} dialogues"
+        f"{left_out}"
     )
-    add_lora(model, config, options.rng_seed)
-    progress.say(_introduction(options, model, weights, device, len(train.kept), train.too_long))
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(model, train.kept, heldout.kept, options, out, fingerprint, weights)
-    with EnergyMeter(gpu_ids(device)) as meter:
-        trained = trainer.run(progress, lambda: meter.read().joules)
-        energy_method = meter.read().method
-    save_adapter(model, config, base_folder(options.base), out)
-    receipt = Tuned(
+
+
+def _receipt(
+    options: TuneOptions,
+    examples: _Corpus,
+    tuned: TunedModel,
+    trained: Trained,
+    device: torch.device,
+    workers: Workers,
+    timed: dict[Weights, float],
+    limit: float,
+    energy_method: str,
+) -> Tuned:
+    at, train = trained.at, examples.train
+    rate = at.tokens_seen / at.seconds
+    smallest, median, largest = trained.gradient_norms
+    return Tuned(
         base=options.base,
         format=options.format,
         loss_on=options.loss_on,
         device=str(device),
-        weights=weights,
+        weights=at.weights,
+        kernels=at.kernels,
+        threads=at.threads,
+        processes=workers.count,
+        timed={kind: round(rate, 1) for kind, rate in timed.items()},
         rank=options.rank,
         alpha=options.alpha,
         targets=options.targets,
-        trainable_parameters=_trainable(model),
+        rslora=options.rslora,
+        loraplus_ratio=options.loraplus_ratio,
+        trainable_parameters=_trainable(tuned.model),
         dialogues=len(train.kept),
         shortened=train.shortened,
         too_long=train.too_long,
         epochs=options.epochs,
-        steps=trained.at.step,
+        steps=at.step,
         batch=options.batch,
         learning_rate=options.learning_rate,
         max_length=options.max_length,
         rng_seed=options.rng_seed,
-        tokens_seen=trained.at.tokens_seen,
-        tokens_trained=trained.at.tokens_trained,
-        seconds=round(trained.at.seconds, 2),
-        tokens_per_second=round(trained.at.tokens_seen / trained.at.seconds, 1),
+        tokens_seen=at.tokens_seen,
+        tokens_trained=at.tokens_trained,
+        seconds=round(at.seconds, 2),
+        tokens_per_second=round(rate, 1),
+        limit_tokens_per_second=round(limit, 1),
+        share_of_limit=round(rate / limit, 4),
         peak_memory_bytes=peak_memory_bytes(device),
-        joules=round(trained.at.joules, 1),
+        joules=round(at.joules, 1),
         energy_method=energy_method,
+        gradient_norm_min=smallest,
+        gradient_norm_median=median,
+        gradient_norm_max=largest,
         loss=trained.loss,
         heldout_loss_before=trained.heldout_before,
         heldout_loss_after=trained.heldout_after,
-    )
-    write_json(out / "receipt.json", receipt.model_dump())
-    write_json(
-        out / "manifest.json",
-        {
-            "base": options.base,
-            "format": options.format,
-            "loss_on": options.loss_on,
-            "max_length": options.max_length,
-            "corpus": content_hash(corpus / "train.jsonl"),
-            "versions": versions(),
-        },
-    )
-    return receipt
-
-
-def _weights(
-    options: TuneOptions,
-    device: torch.device,
-    out: Path,
-    fingerprint: str,
-    progress: Progress,
-    must_resume: bool,
-) -> WeightKind:
-    """How the base is held: as in the checkpoint that is taken up, so that it goes on alike."""
-    kept = checkpoint_weights(out, fingerprint)
-    if kept is not None:
-        return kept
-    if must_resume:
-        raise UsageError(f"{out}: no checkpoint of this corpus and these options to resume from")
-    if (out / CHECKPOINT).exists():
-        progress.say(
-            "tune: the checkpoint here is of other options or another corpus: starting anew"
-        )
-    return chosen_weights(options.weights, device)
-
-
-def _introduction(
-    options: TuneOptions, model: Any, weights: str, device: torch.device, count: int, too_long: int
-) -> str:
-    left_out = f", {too_long} too long" if too_long else ""
-    return (
-        f"tune: {options.base} in {weights} on {device}, {_trainable(model):,} trainable "
-        f"parameters, {count} dialogues{left_out}"
     )
 
 

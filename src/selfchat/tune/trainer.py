@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -10,20 +9,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from safetensors import SafetensorError
+from torch import Tensor
 
 from selfchat.core.errors import Interrupted, SelfchatError
-from selfchat.core.files import write_text
 from selfchat.core.progress import Bar, Progress
-from selfchat.models.likelihood import micro_batches, summed_loss
+from selfchat.models.lora import lora_layers
+from selfchat.models.packing import micro_batches, pack
 from selfchat.template.renderer import Example
-from selfchat.tune.checkpoint import Progressed, load_checkpoint, save_checkpoint
+from selfchat.tune.adapters import Adapters
+from selfchat.tune.checkpoint import Checkpoint, Progressed, save_checkpoint
+from selfchat.tune.log import Log
+from selfchat.tune.model import TunedModel
 from selfchat.tune.options import TuneOptions
+from selfchat.tune.workers import Workers
 
-LOG = "log.jsonl"
+# Of a run that went astray: its loss is beyond this many times that of the base and one nat, for so
+# many steps. A learning rate that is too high shows within a few.
+_ASTRAY_TIMES, _ASTRAY_STEPS = 1.5, 3
+
+
+class Diverged(SelfchatError):
+    """The loss is no number any more, or far above what it was."""
 
 
 class Trained(NamedTuple):
@@ -33,120 +43,166 @@ class Trained(NamedTuple):
     loss: float  # of the last step
     heldout_before: float
     heldout_after: float
+    gradient_norms: tuple[float, float, float]  # the smallest, the median, the largest
+
+
+class _Sums(NamedTuple):
+    """Of one step, over all processes."""
+
+    loss: float
+    trained: int
+    seen: int
 
 
 class Trainer:
-    """Tunes the adapters of `model` on `examples`, from the start or from a checkpoint."""
+    """Tunes adapters on `examples`, from the start or from a checkpoint."""
 
     def __init__(
         self,
-        model: Any,
+        tuned: TunedModel,
         examples: Sequence[Example],
         heldout: Sequence[Example],
         options: TuneOptions,
         folder: Path,
         fingerprint: str,
-        weights: str,
+        workers: Workers,
     ) -> None:
-        self._model, self._examples, self._heldout = model, examples, heldout
+        self._tuned, self._examples, self._heldout = tuned, examples, heldout
         self._options, self._folder = options, folder
-        self._fingerprint, self._weights = fingerprint, weights
-        self._parameters: list[nn.Parameter] = [
-            parameter for parameter in model.parameters() if parameter.requires_grad
-        ]
-        self._optimizer = torch.optim.Adam(self._parameters, lr=options.learning_rate)
+        self._fingerprint, self._workers = fingerprint, workers
+        self._adapters = Adapters(list(lora_layers(tuned.model).values()), options.loraplus_ratio)
+        self._device = self._adapters.rows[0].device
         self._steps_an_epoch = math.ceil(len(examples) / options.batch)
         self._steps = self._steps_an_epoch * options.epochs
-        self._log: list[dict[str, Any]] = []
+        self._log = Log(folder, 0, False)
+        self._good: tuple[Progressed, dict[str, Tensor]] | None = None
 
-    def run(self, progress: Progress, joules: Callable[[], float]) -> Trained:
+    def run(
+        self,
+        start: Progressed,
+        checkpoint: Checkpoint | None,
+        progress: Progress,
+        joules: Callable[[], float],
+    ) -> Trained:
         """Train to the end.
 
         Args:
+            start: where the run stands: at its beginning, or where the checkpoint is.
             joules: the energy used since this session began.
 
         Raises:
-            Interrupted: the user asked to stop; the checkpoint is written.
-            SelfchatError: the loss is no number any more.
+            Interrupted: the user asked to stop, or the time is over; the checkpoint is written.
+            Diverged: the loss is no number any more, or far too high; the adapter is the last good.
         """
-        at = load_checkpoint(self._folder, self._parameters, self._optimizer, self._fingerprint)
-        if at is None:
-            at = Progressed(0, 0.0, 0.0, 0, 0)
-            self._log_heldout(at, progress)
-        else:
-            self._log = self._read_log(at.step)
+        at = start
+        if checkpoint is not None:
+            self._adapters.restore(checkpoint.state)
             progress.say(f"tune: going on after step {at.step} of {self._steps}")
-        began, saved = time.monotonic() - at.seconds, time.monotonic()
-        used = at.joules
+        leads = self._workers.leads
+        self._log = Log(self._folder, at.step, self._options.tensorboard and leads)
+        if not self._log.values("heldout_loss"):
+            self._evaluate(at, progress)
+        opened = time.monotonic()
+        began, saved = opened - at.seconds, opened
         title = f"tune {self._options.epochs} epoch{'s' * (self._options.epochs > 1)}"
-        with progress.bar(title, total=self._steps, done=at.step) as bar, _interruptions() as asked:
+        done = min(at.step * self._options.batch, len(self._examples) * self._options.epochs)
+        total = len(self._examples) * self._options.epochs
+        with progress.bar(title, total=total, done=done) as bar, _interruptions() as asked:
             while at.step < self._steps:
-                at = self._step(at, began, bar)._replace(joules=used + joules())
+                used = start.joules + joules()
+                at = self._step(at, began, bar, progress).model_copy(update={"joules": used})
                 if at.step % self._steps_an_epoch == 0:
-                    self._log_heldout(at, progress)
+                    self._evaluate(at, progress)
                 due = time.monotonic() - saved > self._options.checkpoint_seconds
-                if due or asked or at.step == self._steps:
-                    self._save(at)
+                stop = self._workers.any(bool(asked) or self._time_is_over(opened))
+                if due or stop or at.step == self._steps:
+                    self._save(at, progress, must=stop or at.step == self._steps)
                     saved = time.monotonic()
-                if asked:
-                    raise Interrupted("interrupted; run the same command again to go on")
-        heldout = [row["heldout_loss"] for row in self._log if "heldout_loss" in row]
-        losses = [row["loss"] for row in self._log if "loss" in row]
-        return Trained(at, losses[-1], heldout[0], heldout[-1])
+                if stop and at.step < self._steps:
+                    why = "interrupted" if asked else f"{self._options.max_minutes:g} minutes over"
+                    raise Interrupted(
+                        f"{why} after step {at.step} of {self._steps}; run the same command again "
+                        "to go on"
+                    )
+        self._log.close()
+        losses, heldout = self._log.values("loss"), self._log.values("heldout_loss")
+        norms = sorted(self._log.values("gradient_norm"))
+        return Trained(
+            at, losses[-1], heldout[0], heldout[-1], (norms[0], norms[len(norms) // 2], norms[-1])
+        )
 
-    def _step(self, at: Progressed, began: float, bar: Bar) -> Progressed:
+    def _time_is_over(self, opened: float) -> bool:
+        minutes = self._options.max_minutes
+        return minutes is not None and time.monotonic() - opened >= 60 * minutes
+
+    def _step(self, at: Progressed, began: float, bar: Bar, progress: Progress) -> Progressed:
         """One optimizer step: the loss is averaged over all trained tokens of its dialogues."""
         epoch, place = divmod(at.step, self._steps_an_epoch)
         batch = self._batch(epoch, place)
-        trained = sum(sum(example.loss_mask[1:]) for example in batch)
+        sums = self._learn_from(batch, at.step, bar)
+        norm = self._adapters.gradient_norm()
+        loss = sums.loss / sums.trained
+        self._refuse_divergence(at, loss, norm, progress)
         rate = self._learning_rate(at.step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(
-            (self._options.rng_seed * 1_000_003 + at.step) % (1 << 63)
-        )  # of the dropout
-        self._model.train()
-        total = 0.0
-        for micro_batch in micro_batches(batch, self._options.micro_tokens):
-            loss, _ = summed_loss(self._model, micro_batch)
-            (loss / trained).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        if not math.isfinite(total):
-            raise SelfchatError(
-                f"step {at.step + 1}: the loss is {total}: lower tune.learning_rate; the last good "
-                f"checkpoint is kept in {self._folder}"
-            )
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._adapters.step(rate)
         seconds = time.monotonic() - began
-        done = Progressed(
-            step=at.step + 1,
-            seconds=seconds,
-            joules=at.joules,
-            tokens_seen=at.tokens_seen + sum(len(example.token_ids) for example in batch),
-            tokens_trained=at.tokens_trained + trained,
+        done = at.model_copy(
+            update={
+                "step": at.step + 1,
+                "seconds": seconds,
+                "tokens_seen": at.tokens_seen + sums.seen,
+                "tokens_trained": at.tokens_trained + sums.trained,
+            }
         )
-        self._log.append(
+        self._log.add(
             {
                 "step": done.step,
                 "epoch": round(done.step / self._steps_an_epoch, 4),
-                "loss": round(total / trained, 5),
+                "loss": round(loss, 6),
+                "gradient_norm": round(norm, 6),
                 "learning_rate": rate,
                 "tokens": done.tokens_seen,
-                "seconds": round(seconds, 2),
+                "trained_tokens": done.tokens_trained,
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(sums.seen / (seconds - at.seconds), 1),
             }
         )
-        bar.advance(note=f"loss {total / trained:.3f} · {done.tokens_seen / seconds:.0f} tokens/s")
+        bar.advance(0, note=f"loss {loss:.3f} · {done.tokens_seen / seconds:.0f} tokens/s")
         return done
 
-    def _batch(self, epoch: int, place: int) -> list[Example]:
-        """The examples of one step: each epoch has an order of its own, from the recipe's seed."""
+    def _learn_from(self, batch: list[tuple[int, Example]], step: int, bar: Bar) -> _Sums:
+        """Add up the gradients of the batch's mean loss, over all processes."""
+        trained = sum(sum(example.loss_mask[1:]) for _, example in batch)
+        seen = sum(len(example.token_ids) for _, example in batch)
+        mine = [batch[place] for place in self._workers.share([len(e.token_ids) for _, e in batch])]
+        self._tuned.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for group in micro_batches([len(e.token_ids) for _, e in mine], self._options.micro_tokens):
+            names = [self._name(step, mine[place][0]) for place in group]
+            rows = pack([mine[place][1] for place in group], self._device, names)
+            loss = self._tuned.summed_loss(rows)
+            (loss / trained).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+            bar.advance(len(group))
+        for gradient in self._adapters.gradients:
+            self._workers.sum_(gradient)
+        self._workers.sum_(total)
+        bar.advance(len(batch) - len(mine))
+        return _Sums(float(total), trained, seen)
+
+    def _name(self, step: int, place: int) -> int:
+        """A number for an example of a step, for what is drawn on it."""
+        return (self._options.rng_seed * 1_000_003 + step) * 65_537 + place
+
+    def _batch(self, epoch: int, place: int) -> list[tuple[int, Example]]:
+        """A step's examples and their numbers: each epoch has an order of its own, by the seed."""
         generator = torch.Generator().manual_seed(
             (self._options.rng_seed * 7_919 + epoch) % (1 << 63)
         )
         order = torch.randperm(len(self._examples), generator=generator).tolist()
         start = place * self._options.batch
-        return [self._examples[index] for index in order[start : start + self._options.batch]]
+        chosen = order[start : start + self._options.batch]
+        return [(number, self._examples[index]) for number, index in enumerate(chosen)]
 
     def _learning_rate(self, step: int) -> float:
         """Rises over the warm-up, then falls linearly to zero after the last step."""
@@ -155,43 +211,73 @@ class Trainer:
             return highest * (step + 1) / (warmup + 1)
         return highest * (self._steps - step) / max(1, self._steps - warmup)
 
-    def _log_heldout(self, at: Progressed, progress: Progress) -> None:
-        self._model.eval()
-        total, count = 0.0, 0
-        with torch.inference_mode():
-            for micro_batch in micro_batches(self._heldout, self._options.micro_tokens):
-                loss, trained = summed_loss(self._model, micro_batch)
-                total, count = total + float(loss), count + trained
-        mean = total / count
-        epoch = round(at.step / self._steps_an_epoch, 4)
-        self._log.append({"step": at.step, "epoch": epoch, "heldout_loss": round(mean, 5)})
-        progress.say(f"tune: held-out loss {mean:.4f} after {epoch:g} epochs")
-
-    def _save(self, at: Progressed) -> None:
-        lines = (json.dumps(row) + "\n" for row in self._log)
-        write_text(self._folder / LOG, "".join(lines))
-        save_checkpoint(
-            self._folder, self._parameters, self._optimizer, at, self._fingerprint, self._weights
+    def _refuse_divergence(
+        self, at: Progressed, loss: float, norm: float, progress: Progress
+    ) -> None:
+        """Stop at a loss that is no number or, for some steps, too high; take the good one back."""
+        most = _ASTRAY_TIMES * self._log.values("heldout_loss")[0] + 1
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        if finite and loss <= most:
+            self._good = None
+            return
+        if self._good is None:
+            state = self._adapters.state()
+            self._good = at, {name: value.clone() for name, value in state.items()}
+        good, state = self._good
+        if finite and at.step - good.step + 1 < _ASTRAY_STEPS:
+            return
+        self._adapters.restore(state)
+        self._adapters.forget()
+        self._log.forget_after(good.step)
+        self._save(good, progress, must=True)
+        what = f"the loss is {loss:.3g}" if not finite or loss > most else f"its slope is {norm}"
+        raise Diverged(
+            f"step {at.step + 1}: {what}: lower tune.learning_rate; the adapter as it was after "
+            f"step {good.step} is kept in {self._folder}"
         )
 
-    def _read_log(self, step: int) -> list[dict[str, Any]]:
-        path = self._folder / LOG
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        rows = [json.loads(line) for line in text.splitlines()]
-        return [row for row in rows if row["step"] <= step]
+    @torch.no_grad()
+    def _evaluate(self, at: Progressed, progress: Progress) -> None:
+        self._tuned.model.eval()
+        lengths = [len(example.token_ids) for example in self._heldout]
+        mine = self._workers.share(lengths)
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for group in micro_batches([lengths[place] for place in mine], self._options.micro_tokens):
+            examples = [self._heldout[mine[place]] for place in group]
+            total += self._tuned.summed_loss(pack(examples, self._device))
+        count = sum(sum(example.loss_mask[1:]) for example in self._heldout)
+        mean = float(self._workers.sum_(total)) / count
+        epoch = round(at.step / self._steps_an_epoch, 4)
+        self._log.add({"step": at.step, "epoch": epoch, "heldout_loss": round(mean, 6)})
+        progress.say(f"tune: held-out loss {mean:.4f} after {epoch:g} epochs")
+
+    def _save(self, at: Progressed, progress: Progress, must: bool) -> None:
+        """Write a checkpoint; one that fails in the middle of a run is tried again later."""
+        if self._workers.leads:
+            try:
+                self._log.write()
+                save_checkpoint(self._folder, self._adapters.state(), at, self._fingerprint)
+            except (OSError, SafetensorError) as error:
+                what = f"the checkpoint of step {at.step} cannot be written to {self._folder}"
+                why = getattr(error, "strerror", None) or str(error)
+                if must:
+                    raise SelfchatError(f"{what}: {why}; the one before is kept") from None
+                progress.say(f"tune: {what}: {why}; going on, and trying again")
+        self._workers.wait()
 
 
 @contextmanager
 def _interruptions() -> Iterator[list[bool]]:
-    """A list that is filled by the first Ctrl-C; a second one interrupts at once."""
+    """A list that is filled by the first Ctrl-C or SIGTERM; a second Ctrl-C interrupts at once."""
     asked: list[bool] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
         asked.append(True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,640 @@
+// The tuner's kernels for processors, behind a plain C interface that native.py loads.
+//
+// All matrices are row-major. A `long` parameter counts elements, never bytes. Threads are given by the
+// caller. Every result is the same whatever the number of threads, except where a comment says so.
+// What each function computes is said by its twin of the same name in plain.py.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define HAS_VNNI 1
+#else
+#define HAS_VNNI 0
+#endif
+
+namespace {
+
+constexpr int W = 16;  // floats of a vector
+typedef float v16 __attribute__((vector_size(64)));
+typedef float v16u __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t i16v __attribute__((vector_size(64)));
+typedef uint8_t b16 __attribute__((vector_size(16)));
+typedef uint8_t b16u __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint16_t h16 __attribute__((vector_size(32)));
+typedef uint16_t h16u __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t u16v __attribute__((vector_size(64)));
+
+struct bf16 {
+  uint16_t bits;
+};
+
+inline v16 splat(float x) { return x - (v16){}; }
+inline v16 load(const float* p) { return *reinterpret_cast<const v16u*>(p); }
+inline void store(float* p, v16 x) { *reinterpret_cast<v16u*>(p) = x; }
+inline v16 load(const bf16* p) {
+  u16v wide = __builtin_convertvector(*reinterpret_cast<const h16u*>(p), u16v) << 16;
+  return (v16)wide;
+}
+inline void store(bf16* p, v16 x) {  // to the nearest, ties to even
+  u16v bits = (u16v)x;
+  bits += 0x7fff + ((bits >> 16) & 1);
+  *reinterpret_cast<h16u*>(p) = __builtin_convertvector(bits >> 16, h16);
+}
+inline float get(const float* p) { return *p; }
+inline float get(const bf16* p) {
+  uint32_t wide = uint32_t(p->bits) << 16;
+  float x;
+  std::memcpy(&x, &wide, 4);
+  return x;
+}
+inline void put(float* p, float x) { *p = x; }
+inline void put(bf16* p, float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+inline float sum(v16 x) {
+  float total = 0;
+  for (int i = 0; i < W; i++) total += x[i];
+  return total;
+}
+inline float largest(v16 x) {
+  float most = x[0];
+  for (int i = 1; i < W; i++) most = std::max(most, x[i]);
+  return most;
+}
+inline v16 max(v16 a, v16 b) { return a > b ? a : b; }
+
+// Relative error below 2e-7 on [-87, 88]; smaller arguments give the smallest value of that range.
+inline v16 exp(v16 x) {
+  x = max(x, splat(-87.0f));
+  x = x < splat(88.0f) ? x : splat(88.0f);
+  const v16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  v16 shifted = x * 1.44269504088896341f + magic;
+  v16 n = shifted - magic;
+  v16 r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  v16 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return (v16)((i16v)p + ((i16v)shifted << 23));
+}
+
+// Calls f(0) to f(N - 1) with constants, so that arrays which it indexes stay in registers.
+#define INLINE __attribute__((always_inline))
+template <class F, int... I>
+INLINE inline void each(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+INLINE inline void each(F f) {
+  each(f, std::make_integer_sequence<int, N>{});
+}
+
+long round_up(long n, long to) { return (n + to - 1) / to * to; }
+
+// ---- fp32 products of small matrices, for attention: C (m, n) [+]= A (m, k) B (k, n) ----------------
+// A may have any strides; B and C have unit column stride and n is a multiple of W.
+
+template <int R, int V>
+void tile(long k, const float* a, long ar, long ac, const float* b, long ldb, float* c, long ldc, bool add) {
+  v16 acc[R][V];
+  each<R>([&](auto i) INLINE {
+    each<V>([&](auto j) INLINE { acc[i][j] = add ? load(c + i * ldc + j * W) : (v16){}; });
+  });
+  for (long p = 0; p < k; p++) {
+    v16 row[V];
+    each<V>([&](auto j) INLINE { row[j] = load(b + p * ldb + j * W); });
+    each<R>([&](auto i) INLINE {
+      const v16 x = splat(a[i * ar + p * ac]);
+      each<V>([&](auto j) INLINE { acc[i][j] += x * row[j]; });
+    });
+  }
+  each<R>([&](auto i) INLINE {
+    each<V>([&](auto j) INLINE { store(c + i * ldc + j * W, acc[i][j]); });
+  });
+}
+
+template <int V>
+inline void column(long m, long k, const float* a, long ar, long ac, const float* b, long ldb, float* c,
+                   long ldc, bool add) {
+  long i = 0;
+  for (; i + 6 <= m; i += 6) tile<6, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
+  for (; i + 2 <= m; i += 2) tile<2, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
+  for (; i < m; i++) tile<1, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
+}
+
+void product(long m, long n, long k, const float* a, long ar, long ac, const float* b, long ldb, float* c,
+             long ldc, bool add) {
+  long j = 0;
+  for (; j + 4 * W <= n; j += 4 * W) column<4>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
+  for (; j + 2 * W <= n; j += 2 * W) column<2>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
+  for (; j < n; j += W) column<1>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
+}
+
+// ---- attention within sequences ---------------------------------------------------------------------
+
+constexpr long BLOCK = 60;  // queries at a time: a multiple of the tile's 6 rows
+
+struct Heads {
+  long count, groups, size, padded;  // query heads, those that share a key, numbers of a head
+  float scale;
+  long window;  // keys a query sees, itself included; 0 for all before it
+};
+
+template <typename T>
+void copy_rows(const T* from, long stride, long rows, long size, float* to, long padded, long all_rows) {
+  for (long i = 0; i < all_rows; i++)
+    for (long d = 0; d < padded; d++)
+      to[i * padded + d] = i < rows && d < size ? get(from + i * stride + d) : 0.0f;
+}
+
+template <typename T>
+void copy_transposed(const T* from, long stride, long rows, long size, float* to, long padded) {
+  for (long d = 0; d < size; d++)
+    for (long i = 0; i < padded; i++) to[d * padded + i] = i < rows ? get(from + i * stride + d) : 0.0f;
+}
+
+template <typename T>
+void store_rows(const float* from, long padded, long rows, long size, T* to, long stride) {
+  for (long i = 0; i < rows; i++)
+    for (long d = 0; d < size; d++) put(to + i * stride + d, from[i * padded + d]);
+}
+
+// Weights of one row of scores in place: exp(scale s - shift) for the keys first..last, 0 for the others.
+inline float weigh(float* row, long first, long last, long width, float scale, float shift) {
+  v16 total = {};
+  const i16v step = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  for (long j = 0; j < width; j += W) {
+    v16 x = exp(load(row + j) * scale - shift);
+    i16v at = step + int32_t(j);
+    x = (at >= int32_t(first)) & (at <= int32_t(last)) ? x : (v16){};
+    store(row + j, x);
+    total += x;
+  }
+  return sum(total);
+}
+
+inline float row_largest(const float* row, long first, long last) {
+  float most = row[first];
+  long j = first;
+  if (last - first >= W) {
+    v16 found = load(row + first);
+    for (; j + W <= last + 1; j += W) found = max(found, load(row + j));
+    most = largest(found);
+  }
+  for (; j <= last; j++) most = std::max(most, row[j]);
+  return most;
+}
+
+template <typename T>
+void attend(const T* q, const T* k, const T* v, long length, const Heads& h, long kv, T* out, float* lse,
+            long tokens) {
+  const long keys = round_up(length, W), qs = h.count * h.size, ks = h.count / h.groups * h.size;
+  std::vector<float> kt(h.size * keys), vs(keys * h.padded), scores(BLOCK * keys), o(BLOCK * h.padded),
+      qb(BLOCK * h.padded);
+  copy_transposed(k + kv * h.size, ks, length, h.size, kt.data(), keys);
+  copy_rows(v + kv * h.size, ks, length, h.size, vs.data(), h.padded, keys);
+  for (long head = kv * h.groups; head < (kv + 1) * h.groups; head++)
+    for (long from = 0; from < length; from += BLOCK) {
+      const long rows = std::min(BLOCK, length - from), end = round_up(from + rows, W);
+      copy_rows(q + from * qs + head * h.size, qs, rows, h.size, qb.data(), h.padded, rows);
+      product(rows, end, h.size, qb.data(), h.padded, 1, kt.data(), keys, scores.data(), keys, false);
+      for (long i = 0; i < rows; i++) {
+        const long last = from + i, first = h.window ? std::max(0L, last - h.window + 1) : 0;
+        float* row = scores.data() + i * keys;
+        const float most = row_largest(row, first, last) * h.scale;
+        const float total = weigh(row, first, last, end, h.scale, most);
+        lse[head * tokens + last] = most + std::log(total);
+        const float inverse = 1.0f / total;
+        for (long j = 0; j < end; j += W) store(row + j, load(row + j) * inverse);
+      }
+      product(rows, h.padded, end, scores.data(), keys, 1, vs.data(), h.padded, o.data(), h.padded, false);
+      store_rows(o.data(), h.padded, rows, h.size, out + from * qs + head * h.size, qs);
+    }
+}
+
+template <typename T>
+void attend_backward(const T* q, const T* k, const T* v, const T* out, const T* dout, const float* lse,
+                     long length, const Heads& h, long kv, T* dq, T* dk, T* dv, long tokens) {
+  const long keys = round_up(length, W), qs = h.count * h.size, ks = h.count / h.groups * h.size;
+  std::vector<float> kt(h.size * keys), vt(h.size * keys), kr(keys * h.padded), dkr(keys * h.padded),
+      dvr(keys * h.padded), p(BLOCK * keys), ds(BLOCK * keys), qb(BLOCK * h.padded), db(BLOCK * h.padded),
+      dqb(BLOCK * h.padded);
+  copy_transposed(k + kv * h.size, ks, length, h.size, kt.data(), keys);
+  copy_transposed(v + kv * h.size, ks, length, h.size, vt.data(), keys);
+  copy_rows(k + kv * h.size, ks, length, h.size, kr.data(), h.padded, keys);
+  for (long head = kv * h.groups; head < (kv + 1) * h.groups; head++)
+    for (long from = 0; from < length; from += BLOCK) {
+      const long rows = std::min(BLOCK, length - from), end = round_up(from + rows, W);
+      const long at = from * qs + head * h.size;
+      copy_rows(q + at, qs, rows, h.size, qb.data(), h.padded, rows);
+      copy_rows(dout + at, qs, rows, h.size, db.data(), h.padded, rows);
+      product(rows, end, h.size, qb.data(), h.padded, 1, kt.data(), keys, p.data(), keys, false);
+      product(rows, end, h.size, db.data(), h.padded, 1, vt.data(), keys, ds.data(), keys, false);
+      for (long i = 0; i < rows; i++) {
+        const long last = from + i, first = h.window ? std::max(0L, last - h.window + 1) : 0;
+        float *weights = p.data() + i * keys, *slopes = ds.data() + i * keys;
+        weigh(weights, first, last, end, h.scale, lse[head * tokens + last]);
+        float delta = 0;
+        for (long d = 0; d < h.size; d++) delta += db[i * h.padded + d] * get(out + at + i * qs + d);
+        for (long j = 0; j < end; j += W)
+          store(slopes + j, load(weights + j) * (load(slopes + j) - delta) * h.scale);
+      }
+      product(end, h.padded, rows, p.data(), 1, keys, db.data(), h.padded, dvr.data(), h.padded, true);
+      product(end, h.padded, rows, ds.data(), 1, keys, qb.data(), h.padded, dkr.data(), h.padded, true);
+      product(rows, h.padded, end, ds.data(), keys, 1, kr.data(), h.padded, dqb.data(), h.padded, false);
+      store_rows(dqb.data(), h.padded, rows, h.size, dq + at, qs);
+    }
+  store_rows(dkr.data(), h.padded, length, h.size, dk + kv * h.size, ks);
+  store_rows(dvr.data(), h.padded, length, h.size, dv + kv * h.size, ks);
+}
+
+// ---- rows --------------------------------------------------------------------------------------------
+
+template <typename T>
+void rms_norm_rows(const T* x, const float* weight, long rows, long width, float eps, T* y, float* inverse,
+                   int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long i = 0; i < rows; i++) {
+    const T* in = x + i * width;
+    v16 squares = {};
+    long j = 0;
+    for (; j + W <= width; j += W) {
+      v16 a = load(in + j);
+      squares += a * a;
+    }
+    float total = sum(squares);
+    for (; j < width; j++) total += get(in + j) * get(in + j);
+    const float r = 1.0f / std::sqrt(total / float(width) + eps);
+    inverse[i] = r;
+    for (j = 0; j + W <= width; j += W) store(y + i * width + j, load(in + j) * r * load(weight + j));
+    for (; j < width; j++) put(y + i * width + j, get(in + j) * r * weight[j]);
+  }
+}
+
+template <typename T>
+void rms_norm_backward_rows(const T* dy, const T* x, const float* weight, const float* inverse, long rows,
+                            long width, T* dx, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long i = 0; i < rows; i++) {
+    const T *in = x + i * width, *slope = dy + i * width;
+    const float r = inverse[i];
+    v16 dots = {};
+    long j = 0;
+    for (; j + W <= width; j += W) dots += load(slope + j) * load(weight + j) * load(in + j);
+    float dot = sum(dots);
+    for (; j < width; j++) dot += get(slope + j) * weight[j] * get(in + j);
+    const float c = dot * r * r * r / float(width);
+    for (j = 0; j + W <= width; j += W)
+      store(dx + i * width + j, load(slope + j) * load(weight + j) * r - load(in + j) * c);
+    for (; j < width; j++) put(dx + i * width + j, get(slope + j) * weight[j] * r - get(in + j) * c);
+  }
+}
+
+inline v16 sigmoid(v16 x) { return 1.0f / (1.0f + exp(-x)); }
+
+struct Silu {
+  static void apply(v16 x, v16& y, v16& slope) {
+    v16 s = sigmoid(x);
+    y = x * s;
+    slope = s * (1.0f + x * (1.0f - s));
+  }
+};
+
+struct GeluTanh {
+  static void apply(v16 x, v16& y, v16& slope) {
+    v16 inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+    v16 t = 1.0f - 2.0f / (1.0f + exp(2.0f * inner));
+    y = 0.5f * x * (1.0f + t);
+    slope = 0.5f * (1.0f + t) +
+            0.5f * x * (1.0f - t * t) * 0.7978845608028654f * (1.0f + 3.0f * 0.044715f * x * x);
+  }
+};
+
+// The first `count` numbers at p, and zeros.
+template <typename T>
+v16 load_some(const T* p, long count) {
+  v16 x = {};
+  for (long i = 0; i < std::min(count, long(W)); i++) x[i] = get(p + i);
+  return x;
+}
+
+template <typename T>
+void store_some(T* p, v16 x, long count) {
+  for (long i = 0; i < std::min(count, long(W)); i++) put(p + i, x[i]);
+}
+
+template <typename T, typename A>
+void gated(const T* gate, const T* up, long count, T* y, int threads) {
+  const long whole = count / W * W;
+  v16 a, slope;
+#pragma omp parallel for num_threads(threads) schedule(static) private(a, slope)
+  for (long j = 0; j < whole; j += W) {
+    A::apply(load(gate + j), a, slope);
+    store(y + j, a * load(up + j));
+  }
+  A::apply(load_some(gate + whole, count - whole), a, slope);
+  store_some(y + whole, a * load_some(up + whole, count - whole), count - whole);
+}
+
+template <typename T, typename A>
+void gated_backward(const T* dy, const T* gate, const T* up, long count, T* dgate, T* dup, int threads) {
+  const long whole = count / W * W, left = count - whole;
+  v16 a, slope;
+#pragma omp parallel for num_threads(threads) schedule(static) private(a, slope)
+  for (long j = 0; j < whole; j += W) {
+    A::apply(load(gate + j), a, slope);
+    store(dgate + j, load(dy + j) * load(up + j) * slope);
+    store(dup + j, load(dy + j) * a);
+  }
+  A::apply(load_some(gate + whole, left), a, slope);
+  const v16 d = load_some(dy + whole, left);
+  store_some(dgate + whole, d * load_some(up + whole, left) * slope, left);
+  store_some(dup + whole, d * a, left);
+}
+
+template <typename T>
+void rotate_rows(const T* x, const float* cos, const float* sin, long rows, long heads, long size,
+                 float sign, T* y, int threads) {
+  const long half = size / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long i = 0; i < rows; i++)
+    for (long head = 0; head < heads; head++) {
+      const T* in = x + (i * heads + head) * size;
+      T* out = y + (i * heads + head) * size;
+      const float *c = cos + i * size, *s = sin + i * size;
+      for (long j = 0; j < half; j++) {
+        const float a = get(in + j), b = get(in + j + half);
+        put(out + j, a * c[j] - sign * b * (sign > 0 ? s[j] : s[j + half]));
+        put(out + j + half, b * c[j + half] + sign * a * (sign > 0 ? s[j + half] : s[j]));
+      }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+int have_int8_products() { return HAS_VNNI; }
+
+#define FLOATS(name, T)                                                                                    \
+  void rms_norm_##name(const T* x, const float* weight, long rows, long width, float eps, T* y,           \
+                       float* inverse, int threads) {                                                     \
+    rms_norm_rows(x, weight, rows, width, eps, y, inverse, threads);                                      \
+  }                                                                                                       \
+  void rms_norm_backward_##name(const T* dy, const T* x, const float* weight, const float* inverse,       \
+                                long rows, long width, T* dx, int threads) {                              \
+    rms_norm_backward_rows(dy, x, weight, inverse, rows, width, dx, threads);                             \
+  }                                                                                                       \
+  void gated_##name(const T* gate, const T* up, long count, long gelu, T* y, int threads) {                \
+    if (gelu)                                                                                             \
+      gated<T, GeluTanh>(gate, up, count, y, threads);                                                    \
+    else                                                                                                  \
+      gated<T, Silu>(gate, up, count, y, threads);                                                        \
+  }                                                                                                       \
+  void gated_backward_##name(const T* dy, const T* gate, const T* up, long count, long gelu, T* dgate,     \
+                             T* dup, int threads) {                                                       \
+    if (gelu)                                                                                             \
+      gated_backward<T, GeluTanh>(dy, gate, up, count, dgate, dup, threads);                              \
+    else                                                                                                  \
+      gated_backward<T, Silu>(dy, gate, up, count, dgate, dup, threads);                                  \
+  }                                                                                                       \
+  void rotate_##name(const T* x, const float* cos, const float* sin, long rows, long heads, long size,    \
+                     float sign, T* y, int threads) {                                                     \
+    rotate_rows(x, cos, sin, rows, heads, size, sign, y, threads);                                        \
+  }                                                                                                       \
+  void attention_##name(const T* q, const T* k, const T* v, const long* starts, long sequences,           \
+                        long heads, long kv_heads, long size, float scale, long window, T* out,           \
+                        float* lse, int threads) {                                                        \
+    const Heads h{heads, heads / kv_heads, size, round_up(size, W), scale, window};                       \
+    const long tokens = starts[sequences], qs = heads * size, ks = kv_heads * size;                       \
+    _Pragma("omp parallel for num_threads(threads) schedule(dynamic)") for (long t = 0;                   \
+                                                                            t < sequences * kv_heads;     \
+                                                                            t++) {                        \
+      const long s = t / kv_heads, at = starts[s];                                                        \
+      attend(q + at * qs, k + at * ks, v + at * ks, starts[s + 1] - at, h, t % kv_heads, out + at * qs,   \
+             lse + at, tokens);                                                                           \
+    }                                                                                                     \
+  }                                                                                                       \
+  void attention_backward_##name(const T* q, const T* k, const T* v, const T* out, const T* dout,         \
+                                 const float* lse, const long* starts, long sequences, long heads,        \
+                                 long kv_heads, long size, float scale, long window, T* dq, T* dk, T* dv, \
+                                 int threads) {                                                           \
+    const Heads h{heads, heads / kv_heads, size, round_up(size, W), scale, window};                       \
+    const long tokens = starts[sequences], qs = heads * size, ks = kv_heads * size;                       \
+    _Pragma("omp parallel for num_threads(threads) schedule(dynamic)") for (long t = 0;                   \
+                                                                            t < sequences * kv_heads;     \
+                                                                            t++) {                        \
+      const long s = t / kv_heads, at = starts[s];                                                        \
+      attend_backward(q + at * qs, k + at * ks, v + at * ks, out + at * qs, dout + at * qs, lse + at,     \
+                      starts[s + 1] - at, h, t % kv_heads, dq + at * qs, dk + at * ks, dv + at * ks,      \
+                      tokens);                                                                            \
+    }                                                                                                     \
+  }
+
+FLOATS(f32, float)
+FLOATS(bf16, bf16)
+
+// Logits (rows, width) become the slope of the loss on them; losses (rows).
+void cross_entropy_f32(float* logits, const long* targets, long rows, long width, float* losses,
+                       int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long i = 0; i < rows; i++) {
+    float* row = logits + i * width;
+    v16 found = splat(row[0]);
+    long j = 0;
+    for (; j + W <= width; j += W) found = max(found, load(row + j));
+    float most = largest(found);
+    for (; j < width; j++) most = std::max(most, row[j]);
+    const float target = row[targets[i]];
+    v16 totals = {};
+    for (j = 0; j + W <= width; j += W) {
+      v16 e = exp(load(row + j) - most);
+      store(row + j, e);
+      totals += e;
+    }
+    double total = sum(totals);
+    for (; j < width; j++) total += row[j] = std::exp(row[j] - most);
+    losses[i] = float(std::log(total)) + most - target;
+    const float inverse = float(1.0 / total);
+    for (j = 0; j + W <= width; j += W) store(row + j, load(row + j) * inverse);
+    for (; j < width; j++) row[j] *= inverse;
+    row[targets[i]] -= 1.0f;
+  }
+}
+
+// ---- 8-bit products ------------------------------------------------------------------------------------
+// Weights lie in panels of 64 outputs: [panel][depth / 4][64][4] bytes, with a scale and a correction for
+// each output and each group of `group` numbers along the depth. Activations are bytes q + 128.
+
+constexpr long PANEL = 64;
+
+// Rows of q are `stride` bytes apart, a multiple of 4; what is beyond the depth meets weights of 0.
+void quantise_rows_f32(const float* x, long rows, long depth, long stride, long group, uint8_t* q,
+                       float* scales, int threads) {
+  const long groups = (depth + group - 1) / group;
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (long i = 0; i < rows; i++) {
+    uint8_t* out = q + i * stride;
+    for (long j = depth; j < stride; j++) out[j] = 128;
+    for (long g = 0; g < groups; g++) {
+      const long from = g * group, to = std::min(depth, from + group);
+      const float* in = x + i * depth;
+      v16 found = {};
+      long j = from;
+      for (; j + W <= to; j += W) {
+        v16 a = load(in + j);
+        found = max(found, max(a, -a));
+      }
+      float most = largest(found);
+      for (; j < to; j++) most = std::max(most, std::fabs(in[j]));
+      scales[i * groups + g] = most / 127.0f;
+      const float inverse = most > 0 ? 127.0f / most : 0.0f;
+      const float magic = 12582912.0f + 128.0f;
+      for (j = from; j + W <= to; j += W) {
+        v16 t = load(in + j) * inverse + magic;
+        *reinterpret_cast<b16u*>(out + j) = __builtin_convertvector((i16v)t & 0xff, b16);
+      }
+      for (; j < to; j++) out[j] = uint8_t(int(std::nearbyint(in[j] * inverse)) + 128);
+    }
+  }
+}
+
+// The depth is padded to `stride`, a multiple of 4.
+void pack_f32(const float* weight, long outputs, long depth, long stride, long group, int8_t* packed,
+              float* scales, int32_t* corrections, int threads) {
+  const long panels = (outputs + PANEL - 1) / PANEL, groups = (depth + group - 1) / group;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int8_t> row(stride);
+#pragma omp for schedule(static)
+    for (long n = 0; n < panels * PANEL; n++) {
+      const long panel = n / PANEL, lane = n % PANEL;
+      const float* in = weight + std::min(n, outputs - 1) * depth;
+      for (long g = 0; g < groups; g++) {
+        const long from = g * group, to = std::min(depth, from + group);
+        float most = 0;
+        for (long k = from; k < to; k++) most = std::max(most, std::fabs(in[k]));
+        if (n >= outputs) most = 0;
+        const float inverse = most > 0 ? 127.0f / most : 0.0f;
+        int32_t total = 0;
+        for (long k = from; k < to; k++) {
+          const int value = int(std::nearbyint(in[k] * inverse));
+          row[k] = int8_t(value);
+          total += value;
+        }
+        scales[(panel * groups + g) * PANEL + lane] = most / 127.0f;
+        corrections[(panel * groups + g) * PANEL + lane] = -128 * total;
+      }
+      for (long k = depth; k < stride; k++) row[k] = 0;
+      int8_t* out = packed + panel * stride * PANEL + lane * 4;
+      for (long k = 0; k < stride; k += 4) std::memcpy(out + k * PANEL, row.data() + k, 4);
+    }
+  }
+}
+
+}  // extern "C"
+
+#if HAS_VNNI
+namespace {
+
+struct Int8Product {
+  long outputs, depth, group, groups;
+  const uint8_t* q;
+  const float* q_scales;
+  const int8_t* packed;
+  const float* scales;
+  const int32_t* corrections;
+  const float* bias;
+  const float* u;   // (rows, rank), or null
+  const float* b;   // (rank, outputs)
+  long rank;
+  bool add;
+  float* y;
+};
+
+// Sums of R rows and a panel over the depth from..to, into `sums` (R, 64).
+template <int R>
+void int8_dots(const Int8Product& w, long m, long panel, long g, long from, long to, int32_t* sums) {
+  __m512i acc[R][4];
+  const int32_t* start = w.corrections + (panel * w.groups + g) * PANEL;
+  each<R>([&](auto i) INLINE {
+    each<4>([&](auto j) INLINE { acc[i][j] = _mm512_loadu_si512(start + j * 16); });
+  });
+  const int8_t* column = w.packed + panel * w.depth * PANEL + from * PANEL;
+  const uint8_t* row = w.q + m * w.depth;
+  for (long k = from; k < to; k += 4, column += 4 * PANEL) {
+    __m512i c[4];
+    each<4>([&](auto j) INLINE { c[j] = _mm512_loadu_si512(column + j * 64); });
+    each<R>([&](auto i) INLINE {
+      int32_t four;
+      std::memcpy(&four, row + i * w.depth + k, 4);
+      const __m512i a = _mm512_set1_epi32(four);
+      each<4>([&](auto j) INLINE { acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], a, c[j]); });
+    });
+  }
+  each<R>([&](auto i) INLINE {
+    each<4>([&](auto j) INLINE { _mm512_storeu_si512(sums + i * PANEL + j * 16, acc[i][j]); });
+  });
+}
+
+template <int R>
+void int8_tile(const Int8Product& w, long m, long panel) {
+  float total[R * PANEL] = {};
+  for (long g = 0; g < w.groups; g++) {
+    int32_t sums[R * PANEL];
+    int8_dots<R>(w, m, panel, g, g * w.group, std::min(w.depth, (g + 1) * w.group), sums);
+    const float* s = w.scales + (panel * w.groups + g) * PANEL;
+    for (int i = 0; i < R; i++) {
+      const float qs = w.q_scales[(m + i) * w.groups + g];
+      for (int j = 0; j < PANEL; j++) total[i * PANEL + j] += float(sums[i * PANEL + j]) * s[j] * qs;
+    }
+  }
+  const long n = panel * PANEL, here = std::min(PANEL, w.outputs - n);
+  for (int i = 0; i < R; i++) {
+    float *t = total + i * PANEL, *y = w.y + (m + i) * w.outputs + n;
+    for (long r = 0; r < w.rank; r++) {
+      const float u = w.u[(m + i) * w.rank + r], *b = w.b + r * w.outputs + n;
+      for (int j = 0; j < here; j++) t[j] += u * b[j];
+    }
+    if (w.bias)
+      for (int j = 0; j < here; j++) t[j] += w.bias[n + j];
+    if (w.add)
+      for (int j = 0; j < here; j++) y[j] += t[j];
+    else
+      std::memcpy(y, t, here * sizeof(float));
+  }
+}
+
+}  // namespace
+
+extern "C" void int8_product_f32(const uint8_t* q, const float* q_scales, const int8_t* packed,
+                                 const float* scales, const int32_t* corrections, const float* bias,
+                                 const float* u, const float* b, long rank, long rows, long outputs,
+                                 long depth, long group, long add, float* y, int threads) {
+  const Int8Product w{outputs, depth, group, (depth + group - 1) / group, q, q_scales, packed,
+                      scales,  corrections, bias, u, b, rank, add != 0, y};
+  const long panels = (outputs + PANEL - 1) / PANEL;
+  const long chunk = 96, chunks = (rows + chunk - 1) / chunk;
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+  for (long t = 0; t < chunks; t++) {
+    const long end = std::min(rows, (t + 1) * chunk);
+    for (long panel = 0; panel < panels; panel++) {
+      long m = t * chunk;
+      for (; m + 6 <= end; m += 6) int8_tile<6>(w, m, panel);
+      for (; m + 2 <= end; m += 2) int8_tile<2>(w, m, panel);
+      for (; m < end; m++) int8_tile<1>(w, m, panel);
+    }
+  }
+}
+#endif

@@ -1,0 +1,233 @@
+"""The kernels compiled for this processor, from `cpu.cpp`, when they are first used.
+
+The machine code is kept in the cache under a name that says what it was made of: the source, the
+compiler and the processor. Without a C++ compiler there are no native kernels; `Plain` does all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfchat.core.errors import SelfchatError
+from selfchat.core.files import cache_directory
+from selfchat.kernels.plain import GROUP, Activation, Head, Int8Weight, Plain, Quantised
+
+_FLAGS = (
+    *("-O3", "-march=native", "-std=c++17", "-fPIC"),
+    *("-fno-math-errno", "-fno-trapping-math"),
+)
+_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_PANEL = 64  # outputs that lie together
+
+
+class NoCompiler(SelfchatError):
+    """The kernels cannot be compiled here; says why."""
+
+
+class Native(Plain):
+    """The kernels on a processor, for fp32 and bf16 numbers."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self._library = _load()
+        self.has_int8 = bool(self._library.have_int8_products())
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        x = x.contiguous()
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        y, inverse = torch.empty_like(x), torch.empty(x.shape[:-1])
+        self._call("rms_norm", x, x, weight, rows, width, eps, y, inverse)
+        return y, inverse
+
+    def rms_norm_backward(
+        self, slope: Tensor, x: Tensor, weight: Tensor, inverse: Tensor
+    ) -> Tensor:
+        slope, x = slope.contiguous(), x.contiguous()
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        dx = torch.empty_like(x)
+        self._call("rms_norm_backward", x, slope, x, weight, inverse, rows, width, dx)
+        return dx
+
+    def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        gate, up, y = gate.contiguous(), up.contiguous(), torch.empty_like(gate)
+        gelu = int(activation == "gelu_tanh")
+        self._call("gated", gate, gate, up, gate.numel(), gelu, y)
+        return y
+
+    def gated_backward(
+        self, slope: Tensor, gate: Tensor, up: Tensor, activation: Activation
+    ) -> tuple[Tensor, Tensor]:
+        slope, gate, up = slope.contiguous(), gate.contiguous(), up.contiguous()
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        gelu = int(activation == "gelu_tanh")
+        self._call("gated_backward", gate, slope, gate, up, gate.numel(), gelu, d_gate, d_up)
+        return d_gate, d_up
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, backward: bool = False) -> Tensor:
+        x, y = x.contiguous(), torch.empty_like(x)
+        tokens, heads, size = x.shape
+        self._call("rotate", x, x, cos, sin, tokens, heads, size, -1.0 if backward else 1.0, y)
+        return y
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, head: Head
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        out, log_sums = torch.empty_like(q), torch.empty(q.shape[1], q.shape[0])
+        self._call("attention", q, q, k, v, starts, *_sizes(q, k, starts, head), out, log_sums)
+        return out, log_sums
+
+    def attention_backward(
+        self, slope: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor,
+        starts: Tensor, head: Head,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        slope, q, k, v = slope.contiguous(), q.contiguous(), k.contiguous(), v.contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        sizes = _sizes(q, k, starts, head)
+        self._call(
+            "attention_backward", q, q, k, v, out, slope, log_sums, starts, *sizes, dq, dk, dv
+        )
+        return dq, dk, dv
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        rows, width = logits.shape
+        losses = torch.empty(rows)
+        self._call("cross_entropy", logits, logits, targets, rows, width, losses)
+        return losses
+
+    def quantise(self, x: Tensor) -> Quantised:
+        x = x.contiguous()
+        rows, depth = x.shape
+        stride = _padded(depth)
+        values = torch.empty(rows, stride, dtype=torch.uint8)
+        scales = torch.empty(rows, -(-depth // GROUP))
+        self._call("quantise_rows", x, x, rows, depth, stride, GROUP, values, scales)
+        return Quantised(values, scales)
+
+    def int8_weight(self, weight: Tensor) -> Int8Weight:
+        wide = weight.float().contiguous()
+        outputs, depth = weight.shape
+        stride, panels, groups = _padded(depth), -(-outputs // _PANEL), -(-depth // GROUP)
+        values = torch.empty(panels * stride * _PANEL, dtype=torch.int8)
+        scales = torch.empty(panels * groups * _PANEL)
+        corrections = torch.empty(panels * groups * _PANEL, dtype=torch.int32)
+        self._call(
+            "pack", wide, wide, outputs, depth, stride, GROUP,
+            values, scales, corrections,
+        )  # fmt: skip
+        return Int8Weight(values, scales, corrections, outputs, depth)
+
+    def int8_product(
+        self,
+        rows: Quantised,
+        weight: Int8Weight,
+        bias: Tensor | None = None,
+        low: tuple[Tensor, Tensor] | None = None,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        count, stride = rows.values.shape
+        y = torch.empty(count, weight.outputs) if into is None else into
+        u, b = (low[0].contiguous(), low[1].contiguous()) if low else (None, None)
+        self._call(
+            "int8_product", y, rows.values, rows.scales, weight.values, weight.scales,
+            weight.corrections, bias, u, b, 0 if b is None else len(b), count, weight.outputs,
+            stride, GROUP, int(into is not None), y,
+        )  # fmt: skip
+        return y
+
+    def _call(self, name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
+        """Call the function for the numbers of `like`."""
+        function = getattr(self._library, f"{name}_{_SUFFIXES[like.dtype]}")
+        function(*(_argument(each) for each in arguments), ctypes.c_int(torch.get_num_threads()))
+
+
+def _argument(value: Tensor | float | None) -> Any:
+    if isinstance(value, Tensor):
+        assert value.is_contiguous(), "a kernel reads rows"
+        return ctypes.c_void_p(value.data_ptr())
+    if isinstance(value, int):
+        return ctypes.c_long(value)
+    return ctypes.c_void_p(None) if value is None else ctypes.c_float(value)
+
+
+def _sizes(q: Tensor, k: Tensor, starts: Tensor, head: Head) -> tuple[float, ...]:
+    _, heads, size = q.shape
+    return len(starts) - 1, heads, k.shape[1], size, float(head.scale), head.window
+
+
+def _padded(depth: int) -> int:
+    return -(-depth // 4) * 4
+
+
+@cache
+def native() -> Native:
+    """The kernels, compiled at the first call.
+
+    Raises:
+        NoCompiler: there is none, or it fails.
+    """
+    return Native()
+
+
+def _load() -> ctypes.CDLL:
+    source = resources.files("selfchat.kernels").joinpath("cpu.cpp").read_bytes()
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler:
+        raise NoCompiler("no C++ compiler was found: install g++ to tune several times faster")
+    threads = next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
+    if threads is None:
+        raise NoCompiler("this build of torch has no GNU OpenMP, which the native kernels share")
+    ctypes.CDLL(str(threads), mode=ctypes.RTLD_GLOBAL)
+    path = cache_directory() / "kernels" / f"cpu-{_identity(source, compiler)}.so"
+    if not path.exists():
+        _compile(compiler, source, path)
+    return ctypes.CDLL(str(path))
+
+
+def _identity(source: bytes, compiler: str) -> str:
+    """Names what the machine code is made of."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    made_of = (source, version, " ".join(_FLAGS).encode(), _processor().encode())
+    return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """The processor's model and abilities: machine code for one may stop another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
+
+
+def _compile(compiler: str, source: bytes, path: Path) -> None:
+    """Compile, and link without OpenMP: its functions are found in the library torch has loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
+        code, library = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
+        _run_compiler(
+            [compiler, *_FLAGS, "-fopenmp", "-c", "-x", "c++", "-", "-o", str(code)], source
+        )
+        _run_compiler([compiler, "-shared", str(code), "-o", str(library)], b"")
+        library.replace(path)
+
+
+def _run_compiler(command: list[str], source: bytes) -> None:
+    made = subprocess.run(command, input=source, capture_output=True, check=False)
+    if made.returncode:
+        first = next(iter(made.stderr.decode(errors="replace").splitlines()), "no reason given")
+        raise NoCompiler(f"the native kernels cannot be compiled with {command[0]}: {first[:160]}")

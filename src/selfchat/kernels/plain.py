@@ -1,0 +1,225 @@
+"""What each kernel of the tuner computes, in plain torch: for any device, and as a reference.
+
+Rows are tokens: x is (tokens, width). `starts` are the first tokens of the sequences that lie one
+behind another, and at last the number of all tokens: int64, on the CPU.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Activation = Literal["silu", "gelu_tanh"]
+
+GROUP = 192  # numbers along the depth of a product that share an 8-bit scale
+
+
+class Head(NamedTuple):
+    """How attention weighs: scores are scaled; a token sees `window` keys, itself included."""
+
+    scale: float
+    window: int = 0  # 0: all tokens before it
+
+
+class Quantised(NamedTuple):
+    """Rows in 8 bits: `values` (tokens, depth) and `scales` (tokens, groups along the depth)."""
+
+    values: Tensor
+    scales: Tensor
+
+
+class Int8Weight(NamedTuple):
+    """Frozen weights (outputs, depth) for products with quantised rows.
+
+    In `Plain`, `values` is (outputs, depth) and `scales` (outputs, groups); other kernels lay them
+    out as suits them.
+    """
+
+    values: Tensor
+    scales: Tensor
+    corrections: Tensor
+    outputs: int
+    depth: int
+
+
+class Plain:
+    """The kernels in torch operations."""
+
+    name = "plain"
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """`x weight / rms(x)` and 1 / rms (tokens); weight is fp32."""
+        wide = x.float()
+        inverse = torch.rsqrt(wide.pow(2).mean(-1) + eps)
+        return (wide * inverse.unsqueeze(-1) * weight).to(x.dtype), inverse
+
+    def rms_norm_backward(
+        self, slope: Tensor, x: Tensor, weight: Tensor, inverse: Tensor
+    ) -> Tensor:
+        """The gradient on x."""
+        wide, weighed, r = x.float(), slope.float() * weight, inverse.unsqueeze(-1)
+        dot = (weighed * wide).mean(-1, keepdim=True)
+        return (weighed * r - wide * (dot * r.pow(3))).to(x.dtype)
+
+    def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        """`act(gate) up`."""
+        return (_activate(gate.float(), activation) * up.float()).to(gate.dtype)
+
+    def gated_backward(
+        self, slope: Tensor, gate: Tensor, up: Tensor, activation: Activation
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients on gate and up."""
+        with torch.enable_grad():
+            wide = gate.detach().float().requires_grad_()
+            activated = _activate(wide, activation)
+            (d_gate,) = torch.autograd.grad(activated, wide, slope.float() * up.float())
+        return d_gate.to(gate.dtype), (slope.float() * activated.detach()).to(gate.dtype)
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, backward: bool = False) -> Tensor:
+        """Rotary positions on x (tokens, heads, size), cos and sin fp32 (tokens, size).
+
+        Su et al., 2021, in the half-split order of the LLaMA-type models.
+        """
+        wide, half = x.float(), x.shape[-1] // 2
+        cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+        if backward:
+            turned = wide * sin
+            return (wide * cos + torch.cat((turned[..., half:], -turned[..., :half]), -1)).to(
+                x.dtype
+            )
+        turned = torch.cat((-wide[..., half:], wide[..., :half]), -1)
+        return (wide * cos + turned * sin).to(x.dtype)
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, head: Head
+    ) -> tuple[Tensor, Tensor]:
+        """Causal attention within each sequence.
+
+        q is (tokens, heads, size), k and v (tokens, key heads, size).
+
+        Returns:
+            The result, shaped as q, and the log of each row's summed weights, (heads, tokens) fp32.
+        """
+        out = torch.empty_like(q)
+        log_sums = torch.empty(q.shape[1], q.shape[0], dtype=torch.float32, device=q.device)
+        for here in _sequences(starts):
+            scores = _scores(q[here].float(), k[here].float(), head)
+            log_sums[:, here] = scores.logsumexp(-1)
+            weights = (scores - log_sums[:, here].unsqueeze(-1)).exp()
+            values = _by_head(v[here].float(), q.shape[1])
+            out[here] = (weights @ values).transpose(0, 1).to(q.dtype)
+        return out, log_sums
+
+    def attention_backward(
+        self, slope: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sums: Tensor,
+        starts: Tensor, head: Head,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """The gradients on q, k and v."""
+        gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for here in _sequences(starts):
+            with torch.enable_grad():
+                leaves = [each[here].detach().float().requires_grad_() for each in (q, k, v)]
+                weights = _scores(leaves[0], leaves[1], head).softmax(-1)
+                result = (weights @ _by_head(leaves[2], q.shape[1])).transpose(0, 1)
+                found = torch.autograd.grad(result, leaves, slope[here].float())
+            for gradient, part in zip(gradients, found, strict=True):
+                gradient[here] = part.to(q.dtype)
+        return gradients
+
+    def cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each row, in nats; fp32 logits (rows, words) become its slope on them."""
+        log_sum = logits.logsumexp(-1, keepdim=True)
+        at = targets.unsqueeze(1)
+        losses = (log_sum - logits.gather(1, at)).squeeze(1)
+        logits.sub_(log_sum).exp_().scatter_add_(1, at, torch.full_like(at, -1, dtype=logits.dtype))
+        return losses
+
+    def quantise(self, x: Tensor) -> Quantised:
+        """Round fp32 rows to 255 levels of the largest magnitude of each group of 192 numbers."""
+        values, scales = _quantise(x)
+        return Quantised(values, scales)
+
+    def int8_weight(self, weight: Tensor) -> Int8Weight:
+        """Quantise weights (outputs, depth) likewise, once."""
+        values, scales = _quantise(weight.float())
+        outputs, depth = weight.shape
+        return Int8Weight(values, scales, torch.empty(0), outputs, depth)
+
+    def int8_product(
+        self,
+        rows: Quantised,
+        weight: Int8Weight,
+        bias: Tensor | None = None,
+        low: tuple[Tensor, Tensor] | None = None,
+        into: Tensor | None = None,
+    ) -> Tensor:
+        """`rows weightᵀ + bias + u b` in fp32, with low = u (tokens, rank), b (rank, outputs).
+
+        Args:
+            into: what the result is added to, in place.
+        """
+        y = torch.zeros(len(rows.values), weight.outputs, device=rows.values.device)
+        for group, start in enumerate(range(0, weight.depth, GROUP)):
+            here = slice(start, start + GROUP)
+            sums = torch._int_mm(
+                rows.values[:, here].contiguous(), weight.values[:, here].T.contiguous()
+            )
+            y += sums.float() * rows.scales[:, group, None] * weight.scales[:, group]
+        if bias is not None:
+            y += bias
+        if low is not None:
+            y.addmm_(low[0], low[1])
+        return y if into is None else into.add_(y)
+
+    def dropout_mask(self, keys: Tensor, width: int, share: float) -> Tensor:
+        """1 where a number is kept, (tokens, width) bool; keys (tokens) int64 name the tokens.
+
+        Equal keys give equal rows, on any device and however the tokens are grouped.
+        """
+        columns = torch.arange(width, dtype=torch.int64, device=keys.device) * 0x9E3779B1
+        mixed = (keys.unsqueeze(1) ^ columns) & _32_BITS
+        for factor in (0x7FEB352D, 0x846CA68B):
+            mixed = ((mixed ^ (mixed >> 16)) * factor) & _32_BITS
+        mixed ^= mixed >> 15
+        return mixed >= int(share * (1 << 32))
+
+
+_32_BITS = (1 << 32) - 1
+
+
+def _activate(x: Tensor, activation: Activation) -> Tensor:
+    if activation == "silu":
+        return functional.silu(x)
+    return functional.gelu(x, approximate="tanh")
+
+
+def _sequences(starts: Tensor) -> list[slice]:
+    return [slice(first, last) for first, last in pairwise(starts.tolist())]
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(tokens, key heads, size) as (heads, tokens, size), each key head repeated for its group."""
+    return x.transpose(0, 1).repeat_interleave(heads // x.shape[1], dim=0)
+
+
+def _scores(q: Tensor, k: Tensor, head: Head) -> Tensor:
+    scores = q.transpose(0, 1) @ _by_head(k, q.shape[1]).transpose(1, 2) * head.scale
+    at = torch.arange(len(q), device=q.device)
+    back = at.unsqueeze(1) - at
+    hidden = (back < 0) | (back >= head.window) if head.window else back < 0
+    return scores.masked_fill(hidden, float("-inf"))
+
+
+def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
+    values, scales = torch.empty_like(x, dtype=torch.int8), []
+    for start in range(0, x.shape[1], GROUP):
+        part = x[:, start : start + GROUP]
+        most = part.abs().amax(1, keepdim=True)
+        inverse = torch.where(most > 0, 127 / most, torch.zeros_like(most))
+        values[:, start : start + GROUP] = (part * inverse).round().to(torch.int8)
+        scales.append(most / 127)
+    return values, torch.cat(scales, 1)

@@ -1,0 +1,152 @@
+"""Frozen linear layers in each way that their weights are held: fp32, bf16, 8 bits, 4 bits.
+
+A product takes prepared rows, so that layers which share an input prepare it once, and may add a
+low-rank term `u b`, u (tokens, rank) and b (rank, outputs), on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfchat.core.errors import UsageError
+from selfchat.kernels.plain import Int8Weight, Plain, Quantised
+
+Low = tuple[Tensor, Tensor]
+
+
+class FrozenLinear(nn.Module):
+    """`y = x Wᵀ + bias` with W (outputs, inputs) in fp32 or bf16, which gets no gradient."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight: Tensor = linear.weight
+        self.bias: Tensor | None = linear.bias
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def thawed(self) -> nn.Linear:
+        """An ordinary layer of the same weights."""
+        with torch.device("meta"):
+            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        for name, value in (("weight", self.weight), ("bias", self.bias)):
+            setattr(linear, name, value)
+        return linear
+
+    def prepare(self, x: Tensor) -> Any:
+        """Rows (tokens, width) as `product` and `gradient` of this kind of layer take them."""
+        return x
+
+    def product(self, rows: Any, low: Low | None = None) -> Tensor:
+        """`rows Wᵀ + bias + u b`, (tokens, outputs)."""
+        y = rows @ self.weight.T if self.bias is None else _affine(rows, self.weight, self.bias)
+        return y if low is None else y.addmm_(*low)
+
+    def gradient(self, slope: Any, low: Low | None = None, into: Tensor | None = None) -> Tensor:
+        """`slope W + u b`, (tokens, inputs), added to `into` in place where that is given."""
+        x = slope @ self.weight if into is None else into.addmm_(slope, self.weight)
+        return x if low is None else x.addmm_(*low)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y: Tensor = _Product.apply(rows, self)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], -1)
+
+
+def _affine(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, rows, weight.T)
+
+
+class _Product(torch.autograd.Function):
+    """A frozen layer without an adapter."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layer: FrozenLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.product(layer.prepare(rows))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        return ctx.layer.gradient(ctx.layer.prepare(slope.contiguous())), None
+
+
+class Int8Linear(FrozenLinear):
+    """W in 8 bits, quantised once for each of the two products; rows in 8 bits as they come.
+
+    W (outputs, inputs) has a scale for each output and group of inputs, and the copy for the
+    gradient one for each input and group of outputs. The results are in the dtype that the
+    weights had.
+    """
+
+    def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
+        super().__init__(linear)
+        self._kernels = kernels
+        weight = linear.weight.detach()
+        self._dtype = weight.dtype
+        self._forward_weight = kernels.int8_weight(weight)
+        self._gradient_weight = kernels.int8_weight(weight.T)
+        self.bias = None if linear.bias is None else linear.bias.float()
+        del self.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self._forward_weight.values.device
+
+    def thawed(self) -> nn.Linear:
+        raise UsageError("merging needs unquantised base weights")
+
+    def prepare(self, x: Tensor) -> Quantised:
+        return self._kernels.quantise(x.float())
+
+    def product(self, rows: Quantised, low: Low | None = None) -> Tensor:
+        y = self._kernels.int8_product(rows, self._forward_weight, self.bias, low)
+        return y.to(self._dtype)
+
+    def gradient(
+        self, slope: Quantised, low: Low | None = None, into: Tensor | None = None
+    ) -> Tensor:
+        x = self._kernels.int8_product(slope, self._gradient_weight, None, low, into)
+        return x.to(self._dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
+        """Move the quantised weights too; their kinds of numbers stay."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._forward_weight = _moved(self._forward_weight, fn)
+        self._gradient_weight = _moved(self._gradient_weight, fn)
+        return self
+
+
+def _moved(weight: Int8Weight, fn: Any) -> Int8Weight:
+    device = fn(torch.empty(0)).device
+    values, scales, corrections = (part.to(device) for part in weight[:3])
+    return weight._replace(values=values, scales=scales, corrections=corrections)
+
+
+def frozen(layer: nn.Module) -> FrozenLinear:
+    """A linear layer as one that is never trained."""
+    if isinstance(layer, FrozenLinear):
+        return layer
+    assert isinstance(layer, nn.Linear)
+    return FrozenLinear(layer)
+
+
+def quantise_linears(model: nn.Module, kernels: Plain) -> int:
+    """Hold the linear layers of the decoder blocks in 8 bits; the head stays as it is.
+
+    Returns:
+        How many were quantised.
+    """
+    layers = [
+        (parent, name, child)
+        for path, parent in model.named_modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.Linear and ".layers." in f"{path}."
+    ]
+    for parent, name, child in layers:
+        setattr(parent, name, Int8Linear(child, kernels))
+    return len(layers)

@@ -1,0 +1,110 @@
+"""Sequences that lie one behind another in one row of tokens, without padding.
+
+A model is called with one row that holds all sequences. Attention looks here where each begins, so
+that no token sees another sequence: `packed` says it for all layers of a model at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfchat.template.renderer import Example
+
+
+class Packing(NamedTuple):
+    """Where each sequence begins, and the tokens' names for what is drawn at random on them.
+
+    `starts` (sequences + 1) int64, on the CPU, ends with the number of tokens; `keys` (tokens)
+    int64, or None where nothing is drawn.
+    """
+
+    starts: Tensor
+    keys: Tensor | None = None
+
+
+class Packed(NamedTuple):
+    """Examples as one row of tokens."""
+
+    token_ids: Tensor  # (1, tokens)
+    positions: Tensor  # (1, tokens): each sequence counts from 0
+    trained: Tensor  # indices of the tokens after which a trained one follows
+    targets: Tensor  # those trained tokens
+    packing: Packing
+
+
+_current: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+
+@contextmanager
+def packed(packing: Packing) -> Iterator[None]:
+    """Within it, models read rows of tokens that are packed so."""
+    token = _current.set(packing)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_packing() -> Packing | None:
+    return _current.get()
+
+
+def pack(
+    examples: Sequence[Example], device: torch.device, names: Sequence[int] | None = None
+) -> Packed:
+    """Lay examples one behind another.
+
+    Args:
+        names: a number for each example, from which its tokens' keys are made.
+    """
+    lengths = torch.tensor([len(example.token_ids) for example in examples])
+    starts = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+    ids = torch.tensor(list(chain.from_iterable(example.token_ids for example in examples)))
+    mask = torch.tensor(list(chain.from_iterable(example.loss_mask for example in examples)))
+    positions = torch.arange(len(ids)) - starts[:-1].repeat_interleave(lengths)
+    trained = ((mask[1:] == 1) & (positions[1:] > 0)).nonzero().squeeze(1)
+    keys = None
+    if names is not None:
+        keys = (torch.tensor(list(names)).repeat_interleave(lengths) * 65_599 + positions).to(
+            device
+        )
+    return Packed(
+        token_ids=ids.unsqueeze(0).to(device),
+        positions=positions.unsqueeze(0).to(device),
+        trained=trained.to(device),
+        targets=ids[trained + 1].to(device),
+        packing=Packing(starts, keys),
+    )
+
+
+def dealt(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Deal sequences, by their place, into `count` groups of about equally many tokens."""
+    groups: list[list[int]] = [[] for _ in range(count)]
+    filled = [0] * count
+    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
+        emptiest = min(range(count), key=lambda group: (filled[group], group))
+        groups[emptiest].append(place)
+        filled[emptiest] += lengths[place]
+    return [sorted(group) for group in groups]
+
+
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group sequences, by their place, so that each group holds at most `budget` tokens.
+
+    As few groups as that takes, about equally full, so that none is small and slow. A sequence
+    longer than the budget is a group of its own.
+    """
+    count = max(1, -(-sum(lengths) // budget))
+    while True:
+        groups = [group for group in dealt(lengths, count) if group]
+        totals = (sum(lengths[place] for place in group) for group in groups)
+        if all(len(g) == 1 or total <= budget for g, total in zip(groups, totals, strict=True)):
+            return groups
+        count += 1

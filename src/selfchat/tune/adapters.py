@@ -1,0 +1,88 @@
+"""The adapters' parameters as two long rows of numbers, one of all A and one of all B.
+
+The optimizer, the gradient's norm and the sum over processes then each touch two tensors and not
+hundreds of small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from selfchat.models.lora import LoraLinear
+
+
+class Adapters:
+    """All adapters of a model, and Adam on them (Kingma and Ba, 2015).
+
+    Args:
+        ratio: how many times the rate of A that of B is (LoRA+; Hayou et al., 2024).
+    """
+
+    def __init__(self, layers: Sequence[LoraLinear], ratio: float) -> None:
+        self.rows = [
+            _in_one_row([layer.lora_a for layer in layers]),
+            _in_one_row([layer.lora_b for layer in layers]),
+        ]
+        self._ratios = (1.0, ratio)
+        self.optimizer = torch.optim.Adam(
+            [{"params": [row]} for row in self.rows], lr=0.0, foreach=False
+        )
+
+    @property
+    def count(self) -> int:
+        return sum(row.numel() for row in self.rows)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        return [row.grad for row in self.rows if row.grad is not None]
+
+    def gradient_norm(self) -> float:
+        return float(torch.stack([gradient.double().norm() for gradient in self.gradients]).norm())
+
+    def step(self, rate: float) -> None:
+        """Learn from the gradients, and forget them."""
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = rate * ratio
+        self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        for gradient in self.gradients:
+            gradient.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that learning goes on from, by name."""
+        found: dict[str, Tensor] = {}
+        for name, row in zip("ab", self.rows, strict=True):
+            found[f"{name}.value"] = row.detach()
+            for key, value in self.optimizer.state[row].items():
+                found[f"{name}.{key}"] = torch.as_tensor(value)
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what `state` gave; raises KeyError or RuntimeError where it is of others."""
+        for name, row in zip("ab", self.rows, strict=True):
+            row.copy_(state[f"{name}.value"])
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{name}.{key}" in state:
+                    value = state[f"{name}.{key}"]
+                    self.optimizer.state[row][key] = (
+                        value.clone() if key == "step" else value.to(row.device).clone()
+                    )
+
+
+def _in_one_row(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+    """Move parameters and their gradients into one tensor, of which they become views."""
+    row = nn.Parameter(torch.cat([each.detach().reshape(-1) for each in parameters]))
+    row.grad = torch.zeros_like(row)
+    start = 0
+    for each in parameters:
+        here = slice(start, start + each.numel())
+        each.data = row.data[here].view_as(each)
+        each.grad = row.grad[here].view_as(each)
+        start += each.numel()
+    return row

@@ -1,0 +1,89 @@
+"""How fast this machine could train at most: its own rate of bare matrix products, measured.
+
+A token costs 4 N floating-point operations, N the weights it meets: 2 N forward, 2 N for the
+gradient of its input; frozen weights need no gradient. Attention comes on top, adapters, norms and
+everything else count as loss.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfchat.models.frozen import FrozenLinear
+from selfchat.template.renderer import Example
+from selfchat.tune.model import Weights
+
+_ROWS = 1024
+_SQUARE = 512  # side of the matrices that tell the rate of attention
+_SECONDS = 0.05  # that each shape is measured for
+
+
+def limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> float:
+    """Tokens a second of bare products on dialogues like these, on the model's device."""
+    device = next(model.parameters()).device
+    dense = torch.bfloat16 if weights in ("bf16", "nf4") else torch.float32
+    held = torch.int8 if weights == "int8" else dense
+    shapes = Counter(
+        (layer.out_features, layer.in_features)
+        for layer in model.modules()
+        if isinstance(layer, FrozenLinear)
+    )
+    seconds = sum(count * _both_products(*shape, held, device) for shape, count in shapes.items())
+    tokens = sum(len(example.token_ids) for example in examples)
+    trained = sum(sum(example.loss_mask) for example in examples)
+    words, width = model.get_output_embeddings().weight.shape
+    seconds += _both_products(words, width, dense, device) * trained / tokens
+    seconds += _attention_seconds(model, examples, dense, device)
+    return 1 / seconds
+
+
+def _both_products(outputs: int, depth: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds a token: forward, and back to the input."""
+    return _seconds(outputs, depth, dtype, device) + _seconds(depth, outputs, dtype, device)
+
+
+def _seconds(outputs: int, depth: int, dtype: torch.dtype, device: torch.device) -> float:
+    rows = min(_ROWS, max(16, 2**25 // outputs))
+    x, weight = _filled(rows, depth, dtype, device), _filled(outputs, depth, dtype, device).T
+    if dtype is torch.int8:
+        y = torch.empty(rows, outputs, dtype=torch.int32, device=device)
+        return _fastest(lambda: torch._int_mm(x, weight, out=y), device) / rows
+    y = torch.empty(rows, outputs, dtype=dtype, device=device)
+    return _fastest(lambda: torch.mm(x, weight, out=y), device) / rows
+
+
+def _attention_seconds(
+    model: Any, examples: Sequence[Example], dtype: torch.dtype, device: torch.device
+) -> float:
+    """7 L h operations a token and layer in a dialogue of L tokens, h all heads' numbers."""
+    lengths = [len(example.token_ids) for example in examples]
+    length = sum(each * each for each in lengths) / sum(lengths)
+    config = model.config
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    rate = 2 * _SQUARE**2 / _seconds(_SQUARE, _SQUARE, dtype, device)
+    return float(7 * length * width * config.num_hidden_layers / rate)
+
+
+def _filled(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    numbers = torch.arange(rows * columns, device=device) % 251 - 125
+    return numbers.to(dtype).view(rows, columns)
+
+
+def _fastest(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the median of several tries, after one to warm up."""
+    tries: list[float] = []
+    work()
+    while sum(tries) < _SECONDS or len(tries) < 3:
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        tries.append(time.perf_counter() - began)
+    return sorted(tries)[len(tries) // 2]

@@ -1,0 +1,56 @@
+"""Memory: kept by the process once it has it, and advice when there is not enough."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import torch
+
+from selfchat.core.errors import SelfchatError, UsageError
+from selfchat.tune.options import TuneOptions
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt in glibc
+_LARGEST_KEPT = 32 * 1024 * 1024  # bytes: the most that glibc takes
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what tensors free, and not return it to the system each time.
+
+    Taking fresh pages for the large tensors of each step costs a fifth of the time on a processor.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        library = ctypes.CDLL(None)
+        library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
+        library.mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def memory_advice(options: TuneOptions) -> Iterator[None]:
+    """Turn an allocation that fails into a line that says what would fit."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_about_memory(error):
+            raise
+        raise SelfchatError(_advice(options)) from None
+
+
+def _is_about_memory(error: BaseException) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
+
+
+def _advice(options: TuneOptions) -> str:
+    smaller = max(options.max_length, options.micro_tokens // 2)
+    said = f"memory is short with tune.micro_tokens = {options.micro_tokens}"
+    if smaller < options.micro_tokens:
+        return f"{said}: try --set tune.micro_tokens={smaller}; the result stays the same"
+    try:
+        from selfchat.tune.plan import plan
+
+        need = plan(options.model_copy(update={"weights": "int8"})).memory_bytes
+    except UsageError:
+        return f"{said}: shorten tune.max_length, or take a smaller base"
+    return f'{said}: with tune.weights = "int8" it needs about {need / 1e9:.1f} GB'

@@ -1,0 +1,125 @@
+"""The model that is tuned: a frozen base in the chosen numbers, our parts, and the adapters.
+
+Which numbers are fastest depends on the machine, so `auto` times one decoder layer of the base's
+shape, forward and backward, in each of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfchat.core.errors import UsageError
+from selfchat.kernels.native import NoCompiler, native
+from selfchat.kernels.plain import Plain
+from selfchat.models.bases import load_base, load_config
+from selfchat.models.frozen import FrozenLinear, quantise_linears
+from selfchat.models.fused import fuse
+from selfchat.models.likelihood import summed_loss
+from selfchat.models.lora import LoraConfig, add_lora
+from selfchat.models.packing import Packed, Packing, packed
+
+Weights = Literal["fp32", "bf16", "int8", "nf4"]
+
+_TIMED_TOKENS = 512
+_TIMED_FLOPS = 4e10  # of one try: a wide layer is timed on fewer tokens
+_INT8_GAIN = 1.2  # int8 is chosen only where it is so many times as fast: it is less exact
+
+
+class Path(NamedTuple):
+    """How a run computes: the base's numbers, the kernels, the processor threads."""
+
+    weights: Weights
+    kernels: str
+    threads: int
+
+
+class TunedModel:
+    """A model with adapters, and what its loss is computed with."""
+
+    def __init__(self, model: Any, kernels: Plain, head: FrozenLinear) -> None:
+        self.model, self.kernels, self._head = model, kernels, head
+
+    def summed_loss(self, rows: Packed) -> Tensor:
+        return summed_loss(self.model, self._head, rows, self.kernels)
+
+
+def best_kernels(device: torch.device) -> tuple[Plain, str]:
+    """The fastest kernels for the device, and why they are not faster, if that can be mended."""
+    if device.type != "cpu":
+        return Plain(), ""
+    try:
+        return native(), ""
+    except NoCompiler as error:
+        return Plain(), str(error)
+
+
+def tuned_model(
+    address: str, weights: Weights, device: torch.device, lora: LoraConfig, rng_seed: int,
+    kernels: Plain,
+) -> TunedModel:  # fmt: skip
+    """Load a base, put our parts and fresh adapters into it.
+
+    Raises:
+        UsageError: the base is not there, or of a kind that is not supported.
+    """
+    model = load_base(address, "bf16" if weights == "bf16" else "fp32", device)
+    return _prepared(model, weights, lora, rng_seed, kernels, address)
+
+
+def _prepared(
+    model: Any, weights: Weights, lora: LoraConfig, rng_seed: int, kernels: Plain, address: str
+) -> TunedModel:
+    fuse(model, kernels)
+    if weights == "int8" and not quantise_linears(model, kernels):
+        raise UsageError(f"{address}: has no decoder layers to hold in int8")
+    add_lora(model, lora, rng_seed)
+    return TunedModel(model, kernels, FrozenLinear(model.get_output_embeddings()))
+
+
+def time_weights(
+    address: str, device: torch.device, lora: LoraConfig, kernels: Plain
+) -> dict[Weights, float]:
+    """Tokens a second that one decoder layer of the base's shape trains in each kind of numbers."""
+    config = copy.deepcopy(load_config(address))
+    config.num_hidden_layers, config.vocab_size = 1, 64
+    config.pad_token_id = None
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    kinds: tuple[Weights, ...] = ("fp32", "bf16", "int8")
+    return {kind: _layer_rate(config, kind, device, lora, kernels) for kind in kinds}
+
+
+def _layer_rate(
+    config: Any, weights: Weights, device: torch.device, lora: LoraConfig, kernels: Plain
+) -> float:
+    from transformers import AutoModelForCausalLM
+
+    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
+    layer = _prepared(model.to(device).eval(), weights, lora, 0, kernels, "")
+    size = sum(parameter.numel() for parameter in model.parameters()) or 1
+    tokens = max(64, min(_TIMED_TOKENS, int(_TIMED_FLOPS / (4 * size))))
+    ids = torch.arange(tokens, device=device).unsqueeze(0) % 64
+    packing = Packing(torch.tensor([0, tokens // 2, tokens]))
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        with packed(packing):
+            found = layer.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        found.sum().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return tokens / min(seconds[1:])
+
+
+def choose_weights(rates: dict[Weights, float]) -> Weights:
+    """The fastest; int8 only where it is well ahead."""
+    exact = max((kind for kind in rates if kind != "int8"), key=lambda kind: rates[kind])
+    return "int8" if rates["int8"] >= _INT8_GAIN * rates[exact] else exact

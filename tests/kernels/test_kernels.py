@@ -1,0 +1,229 @@
+"""Every kernel against a plain float64 computation, and the native ones against the plain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selfchat.kernels.native import Native, NoCompiler, native
+from selfchat.kernels.plain import GROUP, Activation, Head, Plain
+
+
+def _native() -> Plain:
+    try:
+        return native()
+    except NoCompiler as error:  # a machine without a compiler has only the plain kernels
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["plain", "native"])
+def kernels(request: pytest.FixtureRequest) -> Plain:
+    return Plain() if request.param == "plain" else _native()
+
+
+@pytest.fixture
+def int8(kernels: Plain) -> Plain:
+    if isinstance(kernels, Native) and not kernels.has_int8:
+        pytest.skip("this processor has no 8-bit products")
+    return kernels
+
+
+def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed + 1000 * len(shape) + shape[-1])
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Equal up to the rounding of the found tensor's numbers, against float64."""
+    share = 2e-2 if found.dtype is torch.bfloat16 else 2e-5
+    expected = expected.detach().double()
+    return bool(
+        (found.double() - expected).abs().max() <= share * expected.abs().max().clamp(min=0.1)
+    )
+
+
+def slopes(outputs: Tensor, inputs: list[Tensor], slope: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(outputs, inputs, slope)
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+SHAPES = [(1, 16), (3, 7), (65, 576), (130, 100)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_the_norm_and_its_gradient(
+    kernels: Plain, rows: int, width: int, dtype: torch.dtype
+) -> None:
+    x, weight, slope = draw(rows, width, dtype=dtype), draw(width), draw(rows, width, dtype=dtype)
+    wide = x.double().requires_grad_()
+    expected = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    found, inverse = kernels.rms_norm(x, weight, 1e-5)
+    assert close(found, expected)
+    (gradient,) = slopes(expected, [wide], slope.double())
+    assert close(kernels.rms_norm_backward(slope, x, weight, inverse), gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+@pytest.mark.parametrize(("rows", "width"), SHAPES)
+def test_the_gate_and_its_gradients(
+    kernels: Plain, rows: int, width: int, activation: Activation, dtype: torch.dtype
+) -> None:
+    gate, up = draw(rows, width, dtype=dtype) * 3, draw(rows, width, dtype=dtype, seed=1)
+    slope = draw(rows, width, dtype=dtype, seed=2)
+    act: Callable[[Tensor], Tensor] = (
+        functional.silu
+        if activation == "silu"
+        else lambda x: functional.gelu(x, approximate="tanh")
+    )
+    leaves = [gate.double().requires_grad_(), up.double().requires_grad_()]
+    expected = act(leaves[0]) * leaves[1]
+    assert close(kernels.gated(gate, up, activation), expected)
+    found = kernels.gated_backward(slope, gate, up, activation)
+    for one, other in zip(found, slopes(expected, leaves, slope.double()), strict=True):
+        assert close(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "heads", "size"), [(1, 1, 2), (9, 3, 64), (5, 2, 10)])
+def test_the_rotation_and_its_gradient(
+    kernels: Plain, tokens: int, heads: int, size: int, dtype: torch.dtype
+) -> None:
+    x, slope = (
+        draw(tokens, heads, size, dtype=dtype),
+        draw(tokens, heads, size, dtype=dtype, seed=1),
+    )
+    cos, sin = draw(tokens, size, seed=2), draw(tokens, size, seed=3)
+    wide = x.double().requires_grad_()
+    turned = torch.cat((-wide[..., size // 2 :], wide[..., : size // 2]), -1)
+    expected = wide * cos.double().unsqueeze(1) + turned * sin.double().unsqueeze(1)
+    assert close(kernels.rotate(x, cos, sin), expected)
+    (gradient,) = slopes(expected, [wide], slope.double())
+    assert close(kernels.rotate(slope, cos, sin, backward=True), gradient)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 5])
+@pytest.mark.parametrize(
+    ("lengths", "heads", "key_heads", "size"),
+    [([1], 1, 1, 4), ([3, 70, 1, 16], 4, 2, 64), ([130, 61], 3, 1, 20), ([59, 60, 61], 2, 2, 80)],
+)
+def test_attention_within_sequences_and_its_gradients(
+    kernels: Plain, lengths: list[int], heads: int, key_heads: int, size: int, window: int,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    starts = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = sum(lengths)
+    q, slope = (draw(tokens, heads, size, dtype=dtype, seed=s) for s in (0, 1))
+    k, v = (draw(tokens, key_heads, size, dtype=dtype, seed=s) for s in (2, 3))
+    leaves = [each.double().requires_grad_() for each in (q, k, v)]
+    expected = torch.cat(
+        [
+            _reference([leaf[first:last] for leaf in leaves], heads // key_heads, window)
+            for first, last in zip(starts[:-1], starts[1:], strict=True)
+        ]
+    )
+    head = Head(size**-0.5, window)
+    found, log_sums = kernels.attention(q, k, v, starts, head)
+    assert close(found, expected)
+    gradients = kernels.attention_backward(slope, q, k, v, found, log_sums, starts, head)
+    for one, other in zip(gradients, slopes(expected, leaves, slope.double()), strict=True):
+        assert close(one, other)
+
+
+def _reference(qkv: list[Tensor], group: int, window: int) -> Tensor:
+    q, k, v = (each.transpose(0, 1) for each in qkv)
+    k, v = k.repeat_interleave(group, 0), v.repeat_interleave(group, 0)
+    at = torch.arange(q.shape[1])
+    back = at.unsqueeze(1) - at
+    hidden = (back < 0) | ((back >= window) if window else torch.zeros_like(back, dtype=torch.bool))
+    scores = (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).masked_fill(hidden, float("-inf"))
+    return (scores.softmax(-1) @ v).transpose(0, 1)
+
+
+@pytest.mark.parametrize(("rows", "words"), [(1, 2), (5, 33), (17, 300)])
+def test_cross_entropy_leaves_its_slope(kernels: Plain, rows: int, words: int) -> None:
+    logits, targets = draw(rows, words) * 20, torch.arange(rows) * 7 % words
+    wide = logits.double().requires_grad_()
+    expected = functional.cross_entropy(wide, targets, reduction="none")
+    slope_expected = slopes(expected, [wide], torch.ones(rows).double())[0]
+    losses = kernels.cross_entropy(logits, targets)
+    assert torch.allclose(losses.double(), expected, atol=1e-4)
+    assert torch.allclose(logits.double(), slope_expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 8, 20])
+@pytest.mark.parametrize(
+    ("rows", "outputs", "depth"), [(1, 1, 1), (7, 65, 30), (100, 64, 192), (13, 200, 577)]
+)
+def test_the_int8_product_is_that_of_the_rounded_numbers(
+    int8: Plain, rows: int, outputs: int, depth: int, rank: int
+) -> None:
+    x, weight, bias = draw(rows, depth), draw(outputs, depth, seed=1), draw(outputs)
+    low = (draw(rows, rank), draw(rank, outputs)) if rank else None
+    expected = _rounded(x) @ _rounded(weight).T + bias.double()
+    if low:
+        expected = expected + low[0].double() @ low[1].double()
+    found = int8.int8_product(int8.quantise(x), int8.int8_weight(weight), bias, low)
+    assert close(found, expected)
+    again = int8.int8_product(
+        int8.quantise(x), int8.int8_weight(weight), bias, low, into=found.clone()
+    )
+    assert close(again, 2 * expected)
+
+
+@pytest.mark.parametrize(("outputs", "depth"), [(65, 30), (64, 192), (200, 577)])
+def test_a_weight_is_quantised_for_the_gradient_by_its_columns(
+    int8: Plain, outputs: int, depth: int
+) -> None:
+    weight, slope = draw(outputs, depth), draw(9, outputs)
+    found = int8.int8_product(int8.quantise(slope), int8.int8_weight(weight.T))
+    assert close(found, _rounded(slope) @ _rounded(weight.T).T)
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """Rows as 8 bits hold them, in float64."""
+    parts = []
+    for part in x.split(GROUP, dim=1):
+        scale = part.abs().amax(1, keepdim=True) / 127
+        parts.append((part / scale).round().clamp(-127, 127).double() * scale.double())
+    return torch.cat(parts, 1)
+
+
+def test_rows_of_zeros_stay_zeros(int8: Plain) -> None:
+    rows = int8.quantise(torch.zeros(3, 50))
+    assert int8.int8_product(rows, int8.int8_weight(torch.zeros(4, 50))).abs().max() == 0
+
+
+def test_results_do_not_depend_on_the_number_of_threads(int8: Plain) -> None:
+    x, weight = draw(201, 192), draw(130, 192)
+    q = draw(201, 4, 64)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            starts = torch.tensor([0, 150, 201])
+            product = int8.int8_product(int8.quantise(x), int8.int8_weight(weight))
+            found.append((product, int8.attention(q, q, q, starts, Head(0.1))[0]))
+    finally:
+        torch.set_num_threads(before)
+    if int8.name == "native":
+        assert all(torch.equal(a, b) for pair in found for a, b in zip(pair, found[0], strict=True))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
+def test_a_dropout_mask_drops_its_share_and_depends_on_the_keys_only(
+    kernels: Plain, share: float
+) -> None:
+    keys = torch.randint(0, 1 << 31, (2000,), generator=torch.Generator().manual_seed(1))
+    mask = kernels.dropout_mask(keys, 96, share)
+    assert abs(float(1 - mask.float().mean()) - share) < 0.005
+    assert torch.equal(kernels.dropout_mask(keys[100:200], 96, share), mask[100:200])
+    assert torch.equal(mask, Plain().dropout_mask(keys, 96, share))
