@@ -9,54 +9,32 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from selfchat.core.errors import SelfchatError, UsageError
-from selfchat.core.files import write_records
+from selfchat.core.errors import Interrupted, SelfchatError, UsageError
+from selfchat.core.files import read_records
 from selfchat.core.progress import Quiet
-from selfchat.core.records import Dialogue, Message
+from selfchat.core.records import Dialogue
 from selfchat.kernels.plain import Plain
+from selfchat.models.adapter import load_adapter, save_adapter
 from selfchat.models.bases import load_base, load_tokenizer
 from selfchat.models.lora import LoraConfig, add_lora
 from selfchat.models.packing import micro_batches, pack
 from selfchat.template.renderer import Example, make_renderer
-from selfchat.tune.checkpoint import FILES
+from selfchat.tune.checkpoint import FILES, find_checkpoint
 from selfchat.tune.examples import make_examples, refuse_unlearnable
 from selfchat.tune.model import tuned_model
 from selfchat.tune.options import TuneOptions
-from selfchat.tune.step import tune
+from selfchat.tune.step import fingerprint, tune
+from selfchat.tune.trainer import Diverged
+from tuning import dialogue, options_for
 
 CPU = torch.device("cpu")
-
-
-def dialogue(number: int, turns: int = 2) -> Dialogue:
-    said = []
-    for turn in range(turns):
-        said.append(Message(role="user", content=f"What is {number} plus {turn}?"))
-        said.append(
-            Message(role="assistant", content=f"It is {number + turn}. " * (1 + number % 3))
-        )
-    return Dialogue.make(f"seed-{number}", said, "test")
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    folder = tmp_path / "corpus"
-    write_records(folder / "train.jsonl", [dialogue(number) for number in range(12)])
-    write_records(folder / "heldout.jsonl", [dialogue(number) for number in range(12, 15)])
-    return folder
-
-
-def options(base: Path, **changes: object) -> TuneOptions:
-    values = {
-        "base": f"hf:{base}", "weights": "fp32", "batch": 4, "epochs": 2, "learning_rate": 1e-2,
-        "max_length": 256, **changes,
-    }  # fmt: skip
-    return TuneOptions.model_validate(values)
 
 
 def examples_of(base: Path, count: int = 6) -> list[Example]:
@@ -107,13 +85,13 @@ def test_the_cut_into_micro_batches_does_not_change_the_adapter(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     for budget in (64, 4096):
-        tune(options(tiny_base, micro_tokens=budget), corpus, tmp_path / str(budget), Quiet())
+        tune(options_for(tiny_base, micro_tokens=budget), corpus, tmp_path / str(budget), Quiet())
     one, other = (load_file(tmp_path / b / "adapter_model.safetensors") for b in ("64", "4096"))
     assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
 def test_equal_runs_give_equal_bytes(tiny_base: Path, corpus: Path, tmp_path: Path) -> None:
-    chosen = options(tiny_base, dropout=0.1)
+    chosen = options_for(tiny_base, dropout=0.1)
     for name in ("a", "b"):
         tune(chosen, corpus, tmp_path / name, Quiet())
     one, other = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in ("a", "b"))
@@ -123,7 +101,7 @@ def test_equal_runs_give_equal_bytes(tiny_base: Path, corpus: Path, tmp_path: Pa
 def test_a_run_killed_in_the_middle_goes_on_to_equal_bytes(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    chosen = options(tiny_base, dropout=0.1, epochs=40, checkpoint_seconds=1e-6)
+    chosen = options_for(tiny_base, dropout=0.1, epochs=40, checkpoint_seconds=1e-6)
     tune(chosen, corpus, tmp_path / "whole", Quiet())
     program = (
         "import sys; from pathlib import Path; from selfchat.core.progress import Quiet;"
@@ -158,10 +136,10 @@ def test_a_checkpoint_of_another_recipe_is_not_taken_up(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "adapter"
-    tune(options(tiny_base), corpus, tmp_path / "fresh", Quiet())
+    tune(options_for(tiny_base), corpus, tmp_path / "fresh", Quiet())
     out.mkdir()
     (out / FILES[0]).write_bytes(b"torn")
-    tune(options(tiny_base), corpus, out, Quiet())
+    tune(options_for(tiny_base), corpus, out, Quiet())
     one, other = (
         (folder / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "fresh")
     )
@@ -172,7 +150,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(SelfchatError, match="learning_rate"):
-        tune(options(tiny_base, learning_rate=1e30, epochs=5), corpus, tmp_path / "out", Quiet())
+        tune(options_for(tiny_base, learning_rate=1e30, epochs=5), corpus, tmp_path / "out", Quiet())
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
@@ -180,7 +158,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
 def test_tuning_lowers_the_held_out_loss(
     tiny_base: Path, corpus: Path, tmp_path: Path, weights: str, chat_format: str
 ) -> None:
-    chosen = options(tiny_base, weights=weights, format=chat_format, epochs=4)
+    chosen = options_for(tiny_base, weights=weights, format=chat_format, epochs=4)
     receipt = tune(chosen, corpus, tmp_path / "out", Quiet())
     assert receipt.heldout_loss_after < receipt.heldout_loss_before
     assert receipt.weights == weights
@@ -189,7 +167,7 @@ def test_tuning_lowers_the_held_out_loss(
 
 def test_a_base_that_is_not_there_is_one_line(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot load the base model"):
-        tune(options(tmp_path / "nothing"), corpus, tmp_path / "out", Quiet())
+        tune(options_for(tmp_path / "nothing"), corpus, tmp_path / "out", Quiet())
 
 
 def test_a_corpus_whose_replies_never_end_is_refused(tiny_base: Path) -> None:
@@ -212,4 +190,202 @@ def test_a_length_that_nothing_fits_is_refused(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="max_length"):
-        tune(options(tiny_base, max_length=16), corpus, tmp_path / "out", Quiet())
+        tune(options_for(tiny_base, max_length=16), corpus, tmp_path / "out", Quiet())
+
+
+def test_a_whole_run_is_that_of_peft_and_a_plain_loop(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Losses of every step, and the logits at the end, from the adapter that both begin with."""
+    peft = pytest.importorskip("peft")
+    chosen = options_for(tiny_base, epochs=3, loraplus_ratio=2.0, rslora=True)
+    start = tuned_model(
+        chosen.base, "fp32", CPU, LoraConfig(rank_stabilised=True), chosen.rng_seed, Plain()
+    )
+    save_adapter(start.model, LoraConfig(rank_stabilised=True), str(tiny_base), tmp_path / "first")
+    out = tmp_path / "out"
+    tune(chosen, corpus, out, Quiet())
+    ours = [row["loss"] for row in log_of(out) if "loss" in row]
+
+    plain = peft.PeftModel.from_pretrained(
+        load_base(chosen.base, "fp32", CPU), tmp_path / "first", is_trainable=True
+    )
+    losses = plain_loop(plain, corpus, chosen)
+
+    assert losses == pytest.approx(ours, abs=1e-4)
+    tuned = peft.PeftModel.from_pretrained(load_base(chosen.base, "fp32", CPU), out)
+    ids = torch.arange(30).unsqueeze(0) * 7 % 300
+    with torch.no_grad():
+        assert torch.allclose(tuned(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4)
+
+
+def plain_loop(model: Any, corpus: Path, options: TuneOptions) -> list[float]:
+    """Dialogue by dialogue, with full logits; Adam, the rate falling to zero."""
+    renderer = make_renderer(load_tokenizer(options.base), "baize")
+    dialogues = read_records(corpus / "train.jsonl", Dialogue)
+    examples = make_examples(dialogues, renderer, "assistant", options.max_length).kept
+    steps = len(examples) // options.batch * options.epochs
+    groups = [
+        {"params": [p for n, p in model.named_parameters() if p.requires_grad and name in n],
+         "ratio": ratio}
+        for name, ratio in (("lora_A", 1.0), ("lora_B", options.loraplus_ratio))
+    ]  # fmt: skip
+    optimizer = torch.optim.Adam(groups)
+    losses = []
+    for step in range(steps):
+        epoch, place = divmod(step, len(examples) // options.batch)
+        order = torch.randperm(
+            len(examples),
+            generator=torch.Generator().manual_seed(options.rng_seed * 7_919 + epoch),
+        ).tolist()[place * options.batch : (place + 1) * options.batch]
+        total = torch.zeros(())
+        for example in (examples[index] for index in order):
+            ids = torch.tensor([example.token_ids])
+            targets = ids.masked_fill(torch.tensor([example.loss_mask]) == 0, -100)
+            logits = model(input_ids=ids).logits[0, :-1]
+            total = total + functional.cross_entropy(logits, targets[0, 1:], reduction="sum")
+        loss = total / sum(sum(examples[index].loss_mask[1:]) for index in order)
+        for group in optimizer.param_groups:
+            group["lr"] = options.learning_rate * (steps - step) / steps * group["ratio"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_micro_batches_do_not_change_what_a_step_learns(
+    tiny_base: Path, corpus: Path, tmp_path: Path, dropout: float
+) -> None:
+    found = []
+    for budget in (64, 250, 4096):
+        chosen = options_for(tiny_base, micro_tokens=budget, dropout=dropout, learning_rate=1e-3)
+        tune(chosen, corpus, tmp_path / str(budget), Quiet())
+        found.append([row["loss"] for row in log_of(tmp_path / str(budget)) if "loss" in row])
+    assert found[1] == pytest.approx(found[0], abs=3e-6)
+    assert found[2] == pytest.approx(found[0], abs=3e-6)
+
+
+def test_dropout_draws_differ_from_step_to_step_and_with_the_seed(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    adapters = {}
+    for name, changes in {
+        "none": {}, "some": {"dropout": 0.3}, "other": {"dropout": 0.3, "rng_seed": 1}
+    }.items():  # fmt: skip
+        tune(options_for(tiny_base, **changes), corpus, tmp_path / name, Quiet())
+        adapters[name] = (tmp_path / name / "adapter_model.safetensors").read_bytes()
+    assert len(set(adapters.values())) == 3
+
+
+def test_a_run_that_goes_astray_keeps_the_last_good_adapter(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(Diverged, match=r"loss is .*lower tune.learning_rate.*after step \d+ is"):
+        tune(options_for(tiny_base, learning_rate=30.0, epochs=40), corpus, out, Quiet())
+    kept = load_file(out / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    model = load_base(f"hf:{tiny_base}", "fp32", CPU)
+    load_adapter(model, out)
+    last = log_of(out)[-1]
+    assert last.get("loss", 0) < 30
+
+
+def test_time_that_is_over_stops_cleanly_and_the_run_goes_on_to_equal_bytes(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    tune(options_for(tiny_base), corpus, whole, Quiet())
+    for _ in range(5):
+        with pytest.raises(Interrupted, match="minutes over after step"):
+            tune(options_for(tiny_base, max_minutes=1e-9), corpus, parts, Quiet())
+    tune(options_for(tiny_base, max_minutes=1e-9), corpus, parts, Quiet())
+    one, other = ((f / "adapter_model.safetensors").read_bytes() for f in (whole, parts))
+    assert one == other
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    tune(options_for(tiny_base), corpus, whole, Quiet())
+    for _ in range(3):
+        with pytest.raises(Interrupted):
+            tune(options_for(tiny_base, max_minutes=1e-9), corpus, parts, Quiet())
+    newest = parts / FILES[0]
+    torn = bytearray(newest.read_bytes())
+    torn[-5] ^= 1  # one bit of a number
+    newest.write_bytes(torn)
+    tune(options_for(tiny_base), corpus, parts, Quiet())
+    one, other = ((f / "adapter_model.safetensors").read_bytes() for f in (whole, parts))
+    assert one == other
+
+
+def test_a_resumed_run_keeps_the_path_of_its_checkpoint(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    chosen = options_for(tiny_base, weights="auto", max_minutes=1e-9)
+    before = torch.get_num_threads()
+    with pytest.raises(Interrupted):
+        tune(chosen, corpus, tmp_path, Quiet())
+    first = find_checkpoint(tmp_path, fingerprint(chosen, corpus))
+    assert first is not None
+    try:
+        torch.set_num_threads(before + 1)
+        with pytest.raises(Interrupted):
+            tune(chosen, corpus, tmp_path, Quiet())
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+    second = find_checkpoint(tmp_path, fingerprint(chosen, corpus))
+    assert second is not None
+    assert second.at.step == 2
+    assert (second.at.weights, second.at.threads) == (first.at.weights, before)
+
+
+def test_the_receipt_says_what_the_run_was(tiny_base: Path, corpus: Path, tmp_path: Path) -> None:
+    receipt = tune(options_for(tiny_base, weights="auto"), corpus, tmp_path, Quiet())
+    assert receipt.timed.keys() == {"fp32", "bf16", "int8"}
+    assert receipt.weights in receipt.timed
+    assert 0 < receipt.share_of_limit
+    assert receipt.gradient_norm_min <= receipt.gradient_norm_median <= receipt.gradient_norm_max
+    rows = [row for row in log_of(tmp_path) if "loss" in row]
+    assert rows[-1]["tokens"] == receipt.tokens_seen
+    assert rows[-1]["trained_tokens"] == receipt.tokens_trained
+    assert [row["epoch"] for row in log_of(tmp_path) if "heldout_loss" in row] == [0, 1, 2]
+
+
+def test_a_full_disk_in_a_checkpoint_does_not_stop_the_run_before_its_end(
+    tiny_base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Files are limited to a size that takes the log and not a checkpoint, in a process of its own."""
+    program = (
+        "import resource, sys; from pathlib import Path;"
+        "from selfchat.core.progress import Plain; from selfchat.tune.options import TuneOptions;"
+        "from selfchat.tune.step import tune; import signal;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "tune(TuneOptions.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]),"
+        " Plain(sys.stderr))"
+    )
+    chosen = options_for(tiny_base, checkpoint_seconds=1e-6)
+    made = subprocess.run(
+        [sys.executable, "-c", program, chosen.model_dump_json(), str(corpus), str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "checkpoint of step 1 cannot be written" in made.stderr
+    assert "going on, and trying again" in made.stderr
+    assert "SelfchatError: the checkpoint of step 6 cannot be written" in made.stderr
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_curves_are_written_for_tensorboard(tiny_base: Path, corpus: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    tune(options_for(tiny_base, tensorboard=True), corpus, tmp_path, Quiet())
+    assert list((tmp_path / "tensorboard").glob("events.*"))

@@ -153,15 +153,18 @@ struct Heads {
 
 template <typename T>
 void copy_rows(const T* from, long stride, long rows, long size, float* to, long padded, long all_rows) {
-  for (long i = 0; i < all_rows; i++)
-    for (long d = 0; d < padded; d++)
-      to[i * padded + d] = i < rows && d < size ? get(from + i * stride + d) : 0.0f;
+  std::fill(to, to + all_rows * padded, 0.0f);
+  for (long i = 0; i < rows; i++)
+    for (long d = 0; d < size; d++) to[i * padded + d] = get(from + i * stride + d);
 }
 
 template <typename T>
 void copy_transposed(const T* from, long stride, long rows, long size, float* to, long padded) {
-  for (long d = 0; d < size; d++)
-    for (long i = 0; i < padded; i++) to[d * padded + i] = i < rows ? get(from + i * stride + d) : 0.0f;
+  for (long first = 0; first < rows; first += W)
+    for (long d = 0; d < size; d++)
+      for (long i = first; i < std::min(rows, first + W); i++)
+        to[d * padded + i] = get(from + i * stride + d);
+  for (long d = 0; d < size; d++) std::fill(to + d * padded + rows, to + (d + 1) * padded, 0.0f);
 }
 
 template <typename T>
@@ -563,9 +566,10 @@ struct Int8Product {
   float* y;
 };
 
-// Sums of R rows and a panel over the depth from..to, into `sums` (R, 64).
+// Adds the products of R rows with a panel over one group of the depth to `total` (R, 64).
 template <int R>
-void int8_dots(const Int8Product& w, long m, long panel, long g, long from, long to, int32_t* sums) {
+void int8_group(const Int8Product& w, long m, long panel, long g, float* total) {
+  const long from = g * w.group, to = std::min(w.depth, from + w.group);
   __m512i acc[R][4];
   const int32_t* start = w.corrections + (panel * w.groups + g) * PANEL;
   each<R>([&](auto i) INLINE {
@@ -580,41 +584,78 @@ void int8_dots(const Int8Product& w, long m, long panel, long g, long from, long
       int32_t four;
       std::memcpy(&four, row + i * w.depth + k, 4);
       const __m512i a = _mm512_set1_epi32(four);
-      each<4>([&](auto j) INLINE { acc[i][j] = _mm512_dpbusd_epi32(acc[i][j], a, c[j]); });
+      // Not the intrinsic: with it, GCC copies the sums about and spills them.
+      each<4>([&](auto j) INLINE { asm("vpdpbusd %2, %1, %0" : "+v"(acc[i][j]) : "v"(a), "v"(c[j])); });
     });
   }
+  __m512 s[4];
+  each<4>([&](auto j) INLINE {
+    s[j] = _mm512_loadu_ps(w.scales + (panel * w.groups + g) * PANEL + j * 16);
+  });
   each<R>([&](auto i) INLINE {
-    each<4>([&](auto j) INLINE { _mm512_storeu_si512(sums + i * PANEL + j * 16, acc[i][j]); });
+    const __m512 qs = _mm512_set1_ps(w.q_scales[(m + i) * w.groups + g]);
+    each<4>([&](auto j) INLINE {
+      float* t = total + i * PANEL + j * 16;
+      const __m512 f = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i][j]), qs);
+      _mm512_storeu_ps(t, _mm512_fmadd_ps(f, s[j], _mm512_loadu_ps(t)));
+    });
   });
 }
 
+// Adds u b to `total` (R, 64); b has at least `width` columns here.
 template <int R>
-void int8_tile(const Int8Product& w, long m, long panel) {
-  float total[R * PANEL] = {};
-  for (long g = 0; g < w.groups; g++) {
-    int32_t sums[R * PANEL];
-    int8_dots<R>(w, m, panel, g, g * w.group, std::min(w.depth, (g + 1) * w.group), sums);
-    const float* s = w.scales + (panel * w.groups + g) * PANEL;
-    for (int i = 0; i < R; i++) {
-      const float qs = w.q_scales[(m + i) * w.groups + g];
-      for (int j = 0; j < PANEL; j++) total[i * PANEL + j] += float(sums[i * PANEL + j]) * s[j] * qs;
-    }
+void add_low(const Int8Product& w, long m, long n, long width, float* total) {
+  if (width < PANEL) {
+    for (int i = 0; i < R; i++)
+      for (long r = 0; r < w.rank; r++)
+        for (long j = 0; j < width; j++)
+          total[i * PANEL + j] += w.u[(m + i) * w.rank + r] * w.b[r * w.outputs + n + j];
+    return;
   }
+  __m512 acc[R][4];
+  each<R>([&](auto i) INLINE {
+    each<4>([&](auto j) INLINE { acc[i][j] = _mm512_loadu_ps(total + i * PANEL + j * 16); });
+  });
+  for (long r = 0; r < w.rank; r++) {
+    __m512 b[4];
+    each<4>([&](auto j) INLINE { b[j] = _mm512_loadu_ps(w.b + r * w.outputs + n + j * 16); });
+    each<R>([&](auto i) INLINE {
+      const __m512 u = _mm512_set1_ps(w.u[(m + i) * w.rank + r]);
+      each<4>([&](auto j) INLINE { acc[i][j] = _mm512_fmadd_ps(u, b[j], acc[i][j]); });
+    });
+  }
+  each<R>([&](auto i) INLINE {
+    each<4>([&](auto j) INLINE { _mm512_storeu_ps(total + i * PANEL + j * 16, acc[i][j]); });
+  });
+}
+
+// R rows and a panel over the groups first..last; the last groups bring bias and low-rank term.
+template <int R>
+void int8_tile(const Int8Product& w, long m, long panel, long first, long last) {
+  alignas(64) float total[R * PANEL] = {};
+  for (long g = first; g < last; g++) int8_group<R>(w, m, panel, g, total);
   const long n = panel * PANEL, here = std::min(PANEL, w.outputs - n);
+  const bool ends = last == w.groups, add = w.add || first > 0;
+  if (w.rank && ends) add_low<R>(w, m, n, here, total);
   for (int i = 0; i < R; i++) {
     float *t = total + i * PANEL, *y = w.y + (m + i) * w.outputs + n;
-    for (long r = 0; r < w.rank; r++) {
-      const float u = w.u[(m + i) * w.rank + r], *b = w.b + r * w.outputs + n;
-      for (int j = 0; j < here; j++) t[j] += u * b[j];
-    }
-    if (w.bias)
-      for (int j = 0; j < here; j++) t[j] += w.bias[n + j];
-    if (w.add)
-      for (int j = 0; j < here; j++) y[j] += t[j];
+    if (w.bias && ends)
+      for (long j = 0; j < here; j++) t[j] += w.bias[n + j];
+    if (add)
+      for (long j = 0; j < here; j++) y[j] += t[j];
     else
       std::memcpy(y, t, here * sizeof(float));
   }
 }
+
+void int8_rows(const Int8Product& w, long m, long end, long panel, long first, long last) {
+  for (; m + 6 <= end; m += 6) int8_tile<6>(w, m, panel, first, last);
+  for (; m + 2 <= end; m += 2) int8_tile<2>(w, m, panel, first, last);
+  for (; m < end; m++) int8_tile<1>(w, m, panel, first, last);
+}
+
+// What one thread works on stays in its cache: rows, panels and depth of a task.
+constexpr long TASK_ROWS = 96, TASK_PANELS = 16, TASK_DEPTH = 4096;
 
 }  // namespace
 
@@ -624,17 +665,15 @@ extern "C" void int8_product_f32(const uint8_t* q, const float* q_scales, const 
                                  long depth, long group, long add, float* y, int threads) {
   const Int8Product w{outputs, depth, group, (depth + group - 1) / group, q, q_scales, packed,
                       scales,  corrections, bias, u, b, rank, add != 0, y};
-  const long panels = (outputs + PANEL - 1) / PANEL;
-  const long chunk = 96, chunks = (rows + chunk - 1) / chunk;
+  const long panels = (outputs + PANEL - 1) / PANEL, step = std::max(1L, TASK_DEPTH / group);
+  const long row_tasks = (rows + TASK_ROWS - 1) / TASK_ROWS;
+  const long panel_tasks = (panels + TASK_PANELS - 1) / TASK_PANELS;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long t = 0; t < chunks; t++) {
-    const long end = std::min(rows, (t + 1) * chunk);
-    for (long panel = 0; panel < panels; panel++) {
-      long m = t * chunk;
-      for (; m + 6 <= end; m += 6) int8_tile<6>(w, m, panel);
-      for (; m + 2 <= end; m += 2) int8_tile<2>(w, m, panel);
-      for (; m < end; m++) int8_tile<1>(w, m, panel);
-    }
+  for (long t = 0; t < row_tasks * panel_tasks; t++) {
+    const long m = t % row_tasks * TASK_ROWS, from = t / row_tasks * TASK_PANELS;
+    for (long first = 0; first < w.groups; first += step)
+      for (long panel = from; panel < std::min(panels, from + TASK_PANELS); panel++)
+        int8_rows(w, m, std::min(rows, m + TASK_ROWS), panel, first, std::min(w.groups, first + step));
   }
 }
 #endif

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 Activation = Literal["silu", "gelu_tanh"]
 
-GROUP = 192  # numbers along the depth of a product that share an 8-bit scale
+GROUP = 64  # numbers along the depth of a product that share an 8-bit scale
 
 
 class Head(NamedTuple):
@@ -139,7 +139,7 @@ class Plain:
         return losses
 
     def quantise(self, x: Tensor) -> Quantised:
-        """Round fp32 rows to 255 levels of the largest magnitude of each group of 192 numbers."""
+        """Round fp32 rows to 255 levels of the largest magnitude of each group of 64 numbers."""
         values, scales = _quantise(x)
         return Quantised(values, scales)
 

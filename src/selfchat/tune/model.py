@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from selfchat.core.errors import UsageError
 from selfchat.kernels.native import NoCompiler, native
 from selfchat.kernels.plain import Plain
 from selfchat.models.bases import load_base, load_config
-from selfchat.models.frozen import FrozenLinear, quantise_linears
+from selfchat.models.frozen import FrozenLinear, Int8Linear, quantise_linears
 from selfchat.models.fused import fuse
 from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import LoraConfig, add_lora
@@ -28,14 +28,6 @@ Weights = Literal["fp32", "bf16", "int8", "nf4"]
 _TIMED_TOKENS = 512
 _TIMED_FLOPS = 4e10  # of one try: a wide layer is timed on fewer tokens
 _INT8_GAIN = 1.2  # int8 is chosen only where it is so many times as fast: it is less exact
-
-
-class Path(NamedTuple):
-    """How a run computes: the base's numbers, the kernels, the processor threads."""
-
-    weights: Weights
-    kernels: str
-    threads: int
 
 
 class TunedModel:
@@ -78,7 +70,8 @@ def _prepared(
     if weights == "int8" and not quantise_linears(model, kernels):
         raise UsageError(f"{address}: has no decoder layers to hold in int8")
     add_lora(model, lora, rng_seed)
-    return TunedModel(model, kernels, FrozenLinear(model.get_output_embeddings()))
+    head = model.get_output_embeddings()
+    return TunedModel(model, kernels, Int8Linear(head, kernels) if weights == "int8" else FrozenLinear(head))
 
 
 def time_weights(

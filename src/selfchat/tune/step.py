@@ -125,11 +125,7 @@ def _tune(
     workers: Workers,
 ) -> Tuned:
     examples = _read(options, corpus)
-    fingerprint = stable_id(
-        options.result_values(),
-        content_hash(corpus / "train.jsonl"),
-        content_hash(corpus / "heldout.jsonl"),
-    )
+    this_run = fingerprint(options, corpus)
     lora = LoraConfig(
         options.rank,
         options.alpha,
@@ -137,7 +133,7 @@ def _tune(
         TARGET_MODULES[options.targets],
         options.rslora,
     )
-    checkpoint = _checkpoint(out, fingerprint, progress, must_resume)
+    checkpoint = _checkpoint(out, this_run, progress, must_resume)
     kernels, lacking = best_kernels(device)
     if lacking:
         progress.say(f"tune: {lacking}")
@@ -154,7 +150,7 @@ def _tune(
     progress.say(_introduction(options, tuned, start, device, examples.train, timed))
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
-        tuned, examples.train.kept, examples.heldout.kept, options, out, fingerprint, workers
+        tuned, examples.train.kept, examples.heldout.kept, options, out, this_run, workers
     )
     base = base_folder(options.base)
     with EnergyMeter(gpu_ids(device)) as meter:
@@ -185,6 +181,15 @@ def _tune(
     return receipt
 
 
+def fingerprint(options: TuneOptions, corpus: Path) -> str:
+    """Tells whether two runs would give the same adapter."""
+    return stable_id(
+        options.result_values(),
+        content_hash(corpus / "train.jsonl"),
+        content_hash(corpus / "heldout.jsonl"),
+    )
+
+
 def _read(options: TuneOptions, corpus: Path) -> _Corpus:
     renderer = make_renderer(load_tokenizer(options.base), options.format)
     train, heldout = (
@@ -202,10 +207,10 @@ def _read(options: TuneOptions, corpus: Path) -> _Corpus:
 
 
 def _checkpoint(
-    out: Path, fingerprint: str, progress: Progress, must_resume: bool
+    out: Path, this_run: str, progress: Progress, must_resume: bool
 ) -> Checkpoint | None:
     """The checkpoint to go on from, if there is one of this very run."""
-    found = find_checkpoint(out, fingerprint)
+    found = find_checkpoint(out, this_run)
     if found is None and must_resume:
         raise UsageError(f"{out}: no checkpoint of this corpus and these options to resume from")
     if found is None and any((out / name).exists() for name in FILES):
