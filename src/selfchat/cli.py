@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
@@ -328,13 +329,16 @@ def tune(
         bool, typer.Option("--resume", help="Fail where there is no checkpoint to go on from.")
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it needs, and stop.")] = False,
+    max_minutes: Annotated[
+        float | None, typer.Option(help="Stop with a checkpoint after so long.")
+    ] = None,
     recipe: RecipeFile = None,
     set: Set = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Tune LoRA adapters on a frozen base."""
-    options = _recipe(recipe, set, {"tune": {"base": base}}).tune
+    options = _recipe(recipe, set, {"tune": {"base": base, "max_minutes": max_minutes}}).tune
     if plan:
         from selfchat.tune.plan import plan as plan_tuning
 
@@ -346,8 +350,9 @@ def tune(
     from selfchat.core.rundir import sole_writer
     from selfchat.tune.checkpoint import remove_checkpoints
     from selfchat.tune.step import tune as tune_adapters
+    from selfchat.tune.workers import is_first
 
-    with sole_writer(out):
+    with sole_writer(out) if is_first() else nullcontext():
         receipt = tune_adapters(options, corpus, out, _progress(quiet), resume)
         remove_checkpoints(out)
     text = (

@@ -41,12 +41,15 @@ def _torch() -> dict[str, str]:
     import torch
 
     from selfchat.models.bases import best_device, chosen_weights
+    from selfchat.tune.model import best_kernels
 
     device = best_device()
+    kernels, lacking = best_kernels(device)
     card = f" ({torch.cuda.get_device_name()})" if device.type == "cuda" else ""
     return {
         "torch": f"{torch.__version__} on {device}{card}",
-        "numbers": f"frozen weights in {chosen_weights('auto', device)} by default",
+        "numbers": f"a base that is talked to is held in {chosen_weights('auto', device)}",
+        "kernels": lacking or f"{kernels.name}, for tuning",
     }
 
 

@@ -61,15 +61,23 @@ def test_rank_scales_the_adapters() -> None:
 def test_narrower_weights_need_less_memory() -> None:
     wide, half, narrow = (
         planned("hf:huggyllama/llama-7b", weights=weights).memory_bytes
-        for weights in ("fp32", "bf16", "int8")
+        for weights in ("fp32", "bf16", "nf4")
     )
-    assert wide > half > narrow > 6.7e9
+    assert wide > half > narrow > 3.4e9
+
+
+def test_int8_has_a_copy_for_each_of_the_two_products() -> None:
+    half, eight = (
+        planned("hf:huggyllama/llama-7b", weights=weights).memory_bytes
+        for weights in ("bf16", "int8")
+    )
+    assert eight == half
 
 
 @pytest.mark.parametrize(
     ("base", "tokens"),
     [("hf:huggyllama/llama-7b", 8192), ("hf:huggyllama/llama-13b", 4096),
-     ("hf:huggyllama/llama-30b", 1536)],
+     ("hf:huggyllama/llama-30b", 1024)],
 )  # fmt: skip
 def test_the_presets_fit_into_80_gb(base: str, tokens: int) -> None:
     options = {"targets": "baize", "weights": "int8", "micro_tokens": tokens}

@@ -158,13 +158,22 @@ void copy_rows(const T* from, long stride, long rows, long size, float* to, long
     for (long d = 0; d < size; d++) to[i * padded + d] = get(from + i * stride + d);
 }
 
+// Transposed, in panels of 64 rows that lie together: [panel][size][64]; missing rows are zeros.
+constexpr long KEYS = 64;
+
 template <typename T>
-void copy_transposed(const T* from, long stride, long rows, long size, float* to, long padded) {
-  for (long first = 0; first < rows; first += W)
-    for (long d = 0; d < size; d++)
-      for (long i = first; i < std::min(rows, first + W); i++)
-        to[d * padded + i] = get(from + i * stride + d);
-  for (long d = 0; d < size; d++) std::fill(to + d * padded + rows, to + (d + 1) * padded, 0.0f);
+void copy_transposed(const T* from, long stride, long rows, long size, float* to) {
+  std::fill(to, to + round_up(rows, KEYS) * size, 0.0f);
+  for (long first = 0; first < rows; first += KEYS)
+    for (long i = first; i < std::min(rows, first + KEYS); i++)
+      for (long d = 0; d < size; d++) to[first * size + d * KEYS + i - first] = get(from + i * stride + d);
+}
+
+// C (m, n) = A (m, k) times what copy_transposed made of rows of length k.
+void product_with_rows(long m, long n, long k, const float* a, long lda, const float* panels, float* c,
+                       long ldc) {
+  for (long j = 0; j < n; j += KEYS)
+    product(m, std::min(KEYS, n - j), k, a, lda, 1, panels + j * k, KEYS, c + j, ldc, false);
 }
 
 template <typename T>
@@ -203,15 +212,15 @@ template <typename T>
 void attend(const T* q, const T* k, const T* v, long length, const Heads& h, long kv, T* out, float* lse,
             long tokens) {
   const long keys = round_up(length, W), qs = h.count * h.size, ks = h.count / h.groups * h.size;
-  std::vector<float> kt(h.size * keys), vs(keys * h.padded), scores(BLOCK * keys), o(BLOCK * h.padded),
+  std::vector<float> kt(h.size * round_up(length, KEYS)), vs(keys * h.padded), scores(BLOCK * keys), o(BLOCK * h.padded),
       qb(BLOCK * h.padded);
-  copy_transposed(k + kv * h.size, ks, length, h.size, kt.data(), keys);
+  copy_transposed(k + kv * h.size, ks, length, h.size, kt.data());
   copy_rows(v + kv * h.size, ks, length, h.size, vs.data(), h.padded, keys);
   for (long head = kv * h.groups; head < (kv + 1) * h.groups; head++)
     for (long from = 0; from < length; from += BLOCK) {
       const long rows = std::min(BLOCK, length - from), end = round_up(from + rows, W);
       copy_rows(q + from * qs + head * h.size, qs, rows, h.size, qb.data(), h.padded, rows);
-      product(rows, end, h.size, qb.data(), h.padded, 1, kt.data(), keys, scores.data(), keys, false);
+      product_with_rows(rows, end, h.size, qb.data(), h.padded, kt.data(), scores.data(), keys);
       for (long i = 0; i < rows; i++) {
         const long last = from + i, first = h.window ? std::max(0L, last - h.window + 1) : 0;
         float* row = scores.data() + i * keys;
@@ -230,11 +239,12 @@ template <typename T>
 void attend_backward(const T* q, const T* k, const T* v, const T* out, const T* dout, const float* lse,
                      long length, const Heads& h, long kv, T* dq, T* dk, T* dv, long tokens) {
   const long keys = round_up(length, W), qs = h.count * h.size, ks = h.count / h.groups * h.size;
-  std::vector<float> kt(h.size * keys), vt(h.size * keys), kr(keys * h.padded), dkr(keys * h.padded),
+  const long panels = h.size * round_up(length, KEYS);
+  std::vector<float> kt(panels), vt(panels), kr(keys * h.padded), dkr(keys * h.padded),
       dvr(keys * h.padded), p(BLOCK * keys), ds(BLOCK * keys), qb(BLOCK * h.padded), db(BLOCK * h.padded),
       dqb(BLOCK * h.padded);
-  copy_transposed(k + kv * h.size, ks, length, h.size, kt.data(), keys);
-  copy_transposed(v + kv * h.size, ks, length, h.size, vt.data(), keys);
+  copy_transposed(k + kv * h.size, ks, length, h.size, kt.data());
+  copy_transposed(v + kv * h.size, ks, length, h.size, vt.data());
   copy_rows(k + kv * h.size, ks, length, h.size, kr.data(), h.padded, keys);
   for (long head = kv * h.groups; head < (kv + 1) * h.groups; head++)
     for (long from = 0; from < length; from += BLOCK) {
@@ -242,8 +252,8 @@ void attend_backward(const T* q, const T* k, const T* v, const T* out, const T* 
       const long at = from * qs + head * h.size;
       copy_rows(q + at, qs, rows, h.size, qb.data(), h.padded, rows);
       copy_rows(dout + at, qs, rows, h.size, db.data(), h.padded, rows);
-      product(rows, end, h.size, qb.data(), h.padded, 1, kt.data(), keys, p.data(), keys, false);
-      product(rows, end, h.size, db.data(), h.padded, 1, vt.data(), keys, ds.data(), keys, false);
+      product_with_rows(rows, end, h.size, qb.data(), h.padded, kt.data(), p.data(), keys);
+      product_with_rows(rows, end, h.size, db.data(), h.padded, vt.data(), ds.data(), keys);
       for (long i = 0; i < rows; i++) {
         const long last = from + i, first = h.window ? std::max(0L, last - h.window + 1) : 0;
         float *weights = p.data() + i * keys, *slopes = ds.data() + i * keys;

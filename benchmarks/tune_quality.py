@@ -1,0 +1,150 @@
+"""Does a frozen base in 8 bits teach as well? Held-out loss by step, in each kind of numbers.
+
+    python benchmarks/tune_quality.py --data PATH... --out FOLDER [--dialogues 128] [--seeds 3]
+                                      [--weights bf16 int8] [--epochs 2] [--batch 16]
+
+The same real dialogues (`benchmarks/tune_corpus.py`), the same seeds, first adapters and order;
+only the numbers in which the frozen base is held and computed with differ. After each epoch the
+held-out loss is taken by the run itself, and at the end once more with the adapter on the base in
+fp32. Printed: losses, and how far each is from that of the first kind of numbers. `curves.png`
+shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tune_corpus
+from selfchat.core.files import read_records, write_records, write_text
+from selfchat.core.progress import show_progress
+from selfchat.core.records import Dialogue
+from selfchat.models.adapter import load_adapter
+from selfchat.models.bases import load_base, load_tokenizer
+from selfchat.models.frozen import FrozenLinear
+from selfchat.models.likelihood import summed_loss
+from selfchat.models.packing import pack
+from selfchat.template.renderer import make_renderer
+from selfchat.tune.examples import make_examples
+from selfchat.tune.model import best_kernels
+from selfchat.tune.options import TuneOptions
+from selfchat.tune.step import tune
+
+_CPU = torch.device("cpu")
+
+
+def run(options: argparse.Namespace, weights: str, seed: int) -> dict[str, Any]:
+    """Tune once; the held-out losses after each epoch, and of the adapter on an exact base."""
+    out = options.out / f"{weights}-{seed}"
+    chosen = TuneOptions(
+        base=options.base,
+        weights=weights,
+        epochs=options.epochs,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        rng_seed=seed,
+    )
+    receipt = tune(chosen, options.out / "corpus", out, show_progress())
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
+    return {
+        "weights": weights,
+        "seed": seed,
+        "steps": [row["step"] for row in rows if "heldout_loss" in row],
+        "heldout": [row["heldout_loss"] for row in rows if "heldout_loss" in row],
+        "train": [row["loss"] for row in rows if "loss" in row],
+        "on_exact_base": exact_loss(options.base, out, options.out / "corpus" / "heldout.jsonl"),
+        "tokens_per_second": receipt.tokens_per_second,
+    }
+
+
+@torch.no_grad()
+def exact_loss(base: str, adapter: Path, heldout: Path) -> float:
+    """The held-out loss of the adapter on the base in fp32."""
+    model = load_base(base, "fp32", _CPU)
+    load_adapter(model, adapter)
+    renderer = make_renderer(load_tokenizer(base), "baize")
+    head, kernels = FrozenLinear(model.get_output_embeddings()), best_kernels(_CPU)[0]
+    total = count = 0.0
+    for example in make_examples(read_records(heldout, Dialogue), renderer, "assistant", 512).kept:
+        rows = pack([example], _CPU)
+        total += float(summed_loss(model, head, rows, kernels))
+        count += len(rows.targets)
+    return total / count
+
+
+def hold_out(corpus: Path, count: int) -> None:
+    """Take the last dialogues, which lie in an order by chance, out of what is tuned on."""
+    every = list(read_records(corpus / "train.jsonl", Dialogue))
+    write_records(corpus / "train.jsonl", every[:-count])
+    write_records(corpus / "heldout.jsonl", every[-count:])
+
+
+def told(runs: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
+    """A line for each seed and kind, and the mean difference from the first kind."""
+    lines = [f"{'weights':8} {'seed':>4} {'before':>8} {'after':>8} {'on fp32':>8} {'off':>8}"]
+    first = {each["seed"]: each for each in runs if each["weights"] == kinds[0]}
+    off: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for each in runs:
+        share = each["heldout"][-1] / first[each["seed"]]["heldout"][-1] - 1
+        off[each["weights"]].append(share)
+        lines.append(
+            f"{each['weights']:8} {each['seed']:4} {each['heldout'][0]:8.4f} "
+            f"{each['heldout'][-1]:8.4f} {each['on_exact_base']:8.4f} {share:8.3%}"
+        )
+    lines += [f"{kind}: {statistics.mean(shares):+.3%} on average" for kind, shares in off.items()]
+    return lines
+
+
+def draw(runs: Sequence[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    kinds = list(dict.fromkeys(each["weights"] for each in runs))
+    for each in runs:
+        colour = f"C{kinds.index(each['weights'])}"
+        label = each["weights"] if each["seed"] == runs[0]["seed"] else None
+        axes.plot(each["steps"], each["heldout"], marker="o", color=colour, label=label, alpha=0.7)
+    axes.set(xlabel="optimizer steps", ylabel="held-out loss, nats a token")
+    axes.legend(title="frozen base")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="see tune_corpus.py")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dialogues", type=int, default=128)
+    parser.add_argument("--heldout", type=int, default=48, help="dialogues that are held out")
+    parser.add_argument("--mean", type=int, default=300, help="tokens of a dialogue")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--base", default="embedded:smollm2-135m")
+    options = parser.parse_args()
+    corpus = argparse.Namespace(
+        paths=options.data, out=options.out / "corpus", mean=options.mean, max_length=512, seed=0,
+        dialogues=options.dialogues + options.heldout, heldout=1, base=options.base,
+    )  # fmt: skip
+    print(json.dumps(tune_corpus.make_corpus(corpus)))
+    hold_out(options.out / "corpus", options.heldout)
+    runs = [run(options, kind, seed) for seed in range(options.seeds) for kind in options.weights]
+    print("\n".join(told(runs, options.weights)))
+    draw(runs, options.out / "curves.png")
+    write_text(options.out / "runs.json", json.dumps(runs, indent=1))
+    print(json.dumps(runs))
+
+
+if __name__ == "__main__":
+    main()
