@@ -643,8 +643,10 @@ void add_low(const Int8Product& w, long m, long n, long width, float* total) {
 template <int R>
 void int8_tile(const Int8Product& w, long m, long panel, long first, long last) {
   alignas(64) float total[R * PANEL] = {};
-  for (long g = first; g < last; g++) int8_group<R>(w, m, panel, g, total);
   const long n = panel * PANEL, here = std::min(PANEL, w.outputs - n);
+  for (int i = 0; i < R; i++)  // so that the lines have come when they are written
+    for (long j = 0; j < here; j += W) __builtin_prefetch(w.y + (m + i) * w.outputs + n + j, 1);
+  for (long g = first; g < last; g++) int8_group<R>(w, m, panel, g, total);
   const bool ends = last == w.groups, add = w.add || first > 0;
   if (w.rank && ends) add_low<R>(w, m, n, here, total);
   for (int i = 0; i < R; i++) {
@@ -677,12 +679,13 @@ extern "C" void int8_product_f32(const uint8_t* q, const float* q_scales, const 
                       scales,  corrections, bias, u, b, rank, add != 0, y};
   const long panels = (outputs + PANEL - 1) / PANEL, step = std::max(1L, TASK_DEPTH / group);
   const long row_tasks = (rows + TASK_ROWS - 1) / TASK_ROWS;
-  const long panel_tasks = (panels + TASK_PANELS - 1) / TASK_PANELS;
+  const long fair = std::max(1L, panels * row_tasks / (4 * threads));  // so that no thread waits
+  const long wide = std::min(TASK_PANELS, fair), panel_tasks = (panels + wide - 1) / wide;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (long t = 0; t < row_tasks * panel_tasks; t++) {
-    const long m = t % row_tasks * TASK_ROWS, from = t / row_tasks * TASK_PANELS;
+    const long m = t % row_tasks * TASK_ROWS, from = t / row_tasks * wide;
     for (long first = 0; first < w.groups; first += step)
-      for (long panel = from; panel < std::min(panels, from + TASK_PANELS); panel++)
+      for (long panel = from; panel < std::min(panels, from + wide); panel++)
         int8_rows(w, m, std::min(rows, m + TASK_ROWS), panel, first, std::min(w.groups, first + step));
   }
 }
