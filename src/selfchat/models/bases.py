@@ -118,7 +118,8 @@ def load_base(address: str, kind: WeightKind, device: torch.device) -> Any:
     """The frozen base model, ready on `device`.
 
     Raises:
-        UsageError: the model is not there, or has no weights in safetensors.
+        UsageError: the model is not there, has not all weights in safetensors, or a head of
+            another kind.
     """
     _quieten()
     from transformers import AutoModelForCausalLM
@@ -127,9 +128,13 @@ def load_base(address: str, kind: WeightKind, device: torch.device) -> Any:
     folder = base_folder(address)
     dtype = _DTYPES[kind]
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+    except (ImportError, OSError, ValueError) as error:  # quantised weights need other packages
         raise _not_there(address, error) from None
+    if found["missing_keys"]:  # transformers would make them up
+        raise UsageError(f"{address}: has no weights for {min(found['missing_keys'])}")
     _refuse_other_heads(model, address)
     model.requires_grad_(False)
     return model.to(device).eval()

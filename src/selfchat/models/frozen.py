@@ -6,15 +6,21 @@ low-rank term `u b`, u (tokens, rank) and b (rank, outputs), on the way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from selfchat.core.errors import UsageError
+from selfchat.core.errors import UsageError, missing_extra
 from selfchat.kernels.plain import Int8Weight, Plain, Quantised
 
 Low = tuple[Tensor, Tensor]
+
+# The layers of decoder blocks that are quantised.
+_QUANTISED = frozenset(
+    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+)
 
 
 class FrozenLinear(nn.Module):
@@ -30,12 +36,17 @@ class FrozenLinear(nn.Module):
     def device(self) -> torch.device:
         return self.weight.device
 
+    def dense(self) -> Tensor:
+        """W itself."""
+        return self.weight
+
     def thawed(self) -> nn.Linear:
-        """An ordinary layer of the same weights."""
+        """An ordinary layer of the same numbers, whose parameters are its own."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         for name, value in (("weight", self.weight), ("bias", self.bias)):
-            setattr(linear, name, value)
+            if value is not None:
+                setattr(linear, name, nn.Parameter(value.detach(), requires_grad=False))
         return linear
 
     def prepare(self, x: Tensor) -> Any:
@@ -44,12 +55,13 @@ class FrozenLinear(nn.Module):
 
     def product(self, rows: Any, low: Low | None = None) -> Tensor:
         """`rows Wᵀ + bias + u b`, (tokens, outputs)."""
-        y = rows @ self.weight.T if self.bias is None else _affine(rows, self.weight, self.bias)
+        weight = self.dense()
+        y = rows @ weight.T if self.bias is None else _affine(rows, weight, self.bias)
         return y if low is None else y.addmm_(*low)
 
     def gradient(self, slope: Any, low: Low | None = None, into: Tensor | None = None) -> Tensor:
         """`slope W + u b`, (tokens, inputs), added to `into` in place where that is given."""
-        x = slope @ self.weight if into is None else into.addmm_(slope, self.weight)
+        x = slope @ self.dense() if into is None else into.addmm_(slope, self.dense())
         return x if low is None else x.addmm_(*low)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,26 +139,74 @@ def _moved(weight: Int8Weight, fn: Any) -> Int8Weight:
     return weight._replace(values=values, scales=scales, corrections=corrections)
 
 
+class Nf4Linear(FrozenLinear):
+    """W in 4-bit NormalFloat, its scales in 8 bits (Dettmers et al., 2023).
+
+    Each product takes W back to the dtype that it had.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        self._values, self._state = four_bit().quantize_4bit(
+            linear.weight.detach(), blocksize=64, compress_statistics=True, quant_type="nf4"
+        )
+        del self.weight
+
+    @property
+    def device(self) -> torch.device:
+        found: torch.device = self._values.device
+        return found
+
+    def dense(self) -> Tensor:
+        weight: Tensor = four_bit().dequantize_4bit(self._values, self._state)
+        return weight
+
+    def thawed(self) -> nn.Linear:
+        raise UsageError("merging needs unquantised base weights")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Nf4Linear:
+        """Move the quantised weights too."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._values = fn(self._values)
+        self._state.to(self._values.device)
+        return self
+
+
+def four_bit() -> Any:
+    """The functions of bitsandbytes; raises UsageError where it is not installed."""
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        raise missing_extra("four-bit", "bitsandbytes") from None
+    return functional
+
+
 def frozen(layer: nn.Module) -> FrozenLinear:
-    """A linear layer as one that is never trained."""
+    """A linear layer as one that is never trained; raises UsageError for one of another kind."""
     if isinstance(layer, FrozenLinear):
         return layer
-    assert isinstance(layer, nn.Linear)
+    if type(layer) is not nn.Linear:
+        raise UsageError(f"{type(layer).__name__} layers cannot be adapted: use a plain base")
     return FrozenLinear(layer)
 
 
 def quantise_linears(model: nn.Module, kernels: Plain) -> int:
-    """Hold the linear layers of the decoder blocks in 8 bits; the head stays as it is.
+    """Hold the linear layers of the decoder blocks in 8 bits; says how many there are."""
+    return _replace_linears(model, lambda linear: Int8Linear(linear, kernels))
 
-    Returns:
-        How many were quantised.
-    """
+
+def quantise_linears_to_nf4(model: nn.Module) -> int:
+    """Hold them in 4 bits."""
+    return _replace_linears(model, Nf4Linear)
+
+
+def _replace_linears(model: nn.Module, held: Callable[[nn.Linear], FrozenLinear]) -> int:
     layers = [
         (parent, name, child)
-        for path, parent in model.named_modules()
+        for parent in model.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and ".layers." in f"{path}."
+        if name in _QUANTISED and type(child) is nn.Linear
     ]
     for parent, name, child in layers:
-        setattr(parent, name, Int8Linear(child, kernels))
+        setattr(parent, name, held(child))
     return len(layers)

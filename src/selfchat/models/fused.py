@@ -7,16 +7,18 @@ beside the original first. What is not replaced still works; attention is ours f
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from selfchat.core.errors import UsageError
 from selfchat.kernels.plain import Activation, Head, Plain
 from selfchat.models.packing import Packing, current_packing, packed
 
 _NAME = "selfchat"  # of our attention, among those of transformers
+_FAR = 1 << 20  # a place in a text that lies beyond any window
 
 
 class _Norm(torch.autograd.Function):
@@ -120,9 +122,10 @@ class FusedAttention(nn.Module):
         super().__init__()
         self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
         self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
-        self.q_norm, self.k_norm = _norms(attention)
+        self.q_norm = getattr(attention, "q_norm", None)
+        self.k_norm = getattr(attention, "k_norm", None)
         self._size: int = attention.head_dim
-        self._head = Head(attention.scaling, getattr(attention, "sliding_window", None) or 0)
+        self._head: Head = attention.selfchat_head
         self._kernels = kernels
 
     def forward(
@@ -144,10 +147,6 @@ class FusedAttention(nn.Module):
         return self.o_proj(out.view(1, tokens, -1)), None
 
 
-def _norms(attention: Any) -> tuple[nn.Module | None, nn.Module | None]:
-    return getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-
-
 def fuse(model: Any, kernels: Plain) -> dict[str, int]:
     """Put our parts into a model, where they compute the same; it then reads packed rows only.
 
@@ -155,55 +154,97 @@ def fuse(model: Any, kernels: Plain) -> dict[str, int]:
         How many parts of each kind were replaced.
 
     Raises:
-        UsageError: packing gives other results than reading the sequences one by one.
+        UsageError: its head or its attention is of another kind, or packing gives other results
+            than reading the sequences one by one.
     """
+    try:
+        return _fuse(model, kernels)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _unsupported(model, f"cannot be read in packed rows ({first[:160]})") from error
+
+
+def _fuse(model: Any, kernels: Plain) -> dict[str, int]:
+    _refuse_other_weights(model)
+    _refuse_other_heads(model)
     expected = _probe(model, one_by_one=True)
     _register(kernels)
-    model.config._attn_implementation = _NAME
-    config = model.base_model.config
-    config._attn_implementation = _NAME
+    for config in (model.config, model.base_model.config):
+        config._attn_implementation = _NAME
+    calls = _attention_calls(model)
     counts = {
         "norm": _replace(model, lambda part: _fused_norm(part, kernels)),
         "mlp": _replace(model, lambda part: _fused_mlp(part, kernels)),
-        "attention": _replace(model, lambda part: _fused_attention(part, model, kernels)),
+        "attention": _replace(model, lambda part: _fused_attention(part, calls, kernels)),
     }
     found = _probe(model, one_by_one=False)
-    if not _alike(found, expected):
-        raise UsageError(
-            f"{type(model).__name__} gives other results when dialogues are packed: it is not "
-            "supported; use a LLaMA-type model"
-        )
+    if not _alike(found, expected, 0.1 if found.dtype is torch.bfloat16 else 1e-3):
+        raise _unsupported(model, "gives other results when dialogues are packed")
     return counts
 
 
+def _unsupported(model: nn.Module, what: str) -> UsageError:
+    return UsageError(f"{type(model).__name__} {what}: use a LLaMA-type model")
+
+
+class _Sight(NamedTuple):
+    """Stands for a mask of attention, of which it says the window."""
+
+    window: int
+
+
 def _register(kernels: Plain) -> None:
-    """Make our attention one of those that the models of transformers may use."""
+    """Make our attention one of those that the models of transformers may use.
+
+    How a layer weighs is seen when the model reads a sequence that is not packed, and kept.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     def attention(
-        module: nn.Module,
+        module: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: _Sight | None,
         scaling: float | None = None,
-        sliding_window: int | None = None,
         softcap: float | None = None,
+        s_aux: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        if (
-            softcap is not None
-            or query.shape[-1] != value.shape[-1]
-            or others.get("s_aux") is not None
-        ):
-            raise UsageError(f"{type(module).__name__}: this kind of attention is not supported")
-        head = Head(scaling or query.shape[-1] ** -0.5, sliding_window or 0)
+        if current_packing() is None:
+            odd = softcap is not None or s_aux is not None or query.shape[-1] != value.shape[-1]
+            if odd or not isinstance(attention_mask, _Sight):
+                raise _unsupported(module, "weighs tokens in a way that is not supported")
+            module.selfchat_head = Head(scaling or query.shape[-1] ** -0.5, attention_mask.window)
         q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
-        return _attend(q, k, v, head, kernels).unsqueeze(0), None
+        return _attend(q, k, v, module.selfchat_head, kernels).unsqueeze(0), None
 
     ALL_ATTENTION_FUNCTIONS.register(_NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, lambda *positional, **named: None)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(_NAME, _sight)
+
+
+def _sight(*, mask_function: Callable[..., Tensor], **others: Any) -> _Sight | None:
+    """What a layer may see; packed rows need no mask."""
+    if current_packing() is not None:
+        return None
+    window, next_window = (
+        _window(mask_function, _FAR + more, others.get("device")) for more in (0, 1)
+    )
+    return None if window is None or window != next_window else _Sight(window)
+
+
+def _window(mask: Callable[..., Tensor], at: int, device: torch.device | None) -> int | None:
+    """How many tokens the one at this place sees; 0 for all up to it, None for a mask with gaps."""
+    first, here = (torch.tensor(place, device=device) for place in (0, at))
+    back = torch.arange(at + 1, -1, -1, device=device)  # from the one after it to the first
+    seen = mask(first, first, here, back).expand(len(back))
+    count = int(seen.sum())
+    if seen[0] or not seen[1 : count + 1].all():
+        return None
+    return 0 if count == at + 1 else count
 
 
 def _replace(model: nn.Module, fused: Callable[[nn.Module], nn.Module | None]) -> int:
@@ -221,8 +262,8 @@ def _fused_norm(part: nn.Module, kernels: Plain) -> nn.Module | None:
     eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
     if not type(part).__name__.endswith("RMSNorm") or weight is None or not isinstance(eps, float):
         return None
-    x = _random(7, len(weight)).to(weight)
-    expected = part(x)
+    x = _random(7, len(weight)).to(weight.device)
+    expected = _in_fp32(part, x)
     for factor in (weight, weight.float() + 1):  # Gemma's weights are kept less one
         found = FusedNorm(factor, eps, kernels)
         if _alike(found(x), expected):
@@ -230,69 +271,142 @@ def _fused_norm(part: nn.Module, kernels: Plain) -> nn.Module | None:
     return None
 
 
+def _fused_mlp(part: Any, kernels: Plain) -> nn.Module | None:
+    names = {name for name, _ in part.named_children()} - {"act_fn"}
+    if names != {"gate_proj", "up_proj", "down_proj"} or not hasattr(part, "act_fn"):
+        return None
+    weight = part.gate_proj.weight
+    activation = _activation(part.act_fn, kernels, weight.device)
+    if activation is None:
+        return None
+    fused = FusedMlp(part, activation, kernels)
+    x = _random(1, 7, weight.shape[1]).to(weight.device)
+    return fused if _alike(_in_fp32(fused, x), _in_fp32(part, x)) else None
+
+
 _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
 
 
-def _fused_mlp(part: Any, kernels: Plain) -> nn.Module | None:
-    if {name for name, _ in part.named_children()} - {"act_fn"} != {
-        "gate_proj", "up_proj", "down_proj",
-    }:  # fmt: skip
-        return None
-    weight = part.gate_proj.weight
-    x = _random(1, 7, weight.shape[1]).to(weight)
-    expected = part(x)
+def _activation(
+    function: Callable[[Tensor], Tensor], kernels: Plain, device: torch.device
+) -> Activation | None:
+    x = torch.linspace(-8, 8, 1001, device=device)
+    expected = function(x)
     for activation in _ACTIVATIONS:
-        found = FusedMlp(part, activation, kernels)
-        if _alike(found(x), expected):
-            return found
+        if _alike(kernels.gated(x, torch.ones_like(x), activation), expected, 1e-5):
+            return activation  # the tanh of GELU is told from its erf by less than 1e-4
     return None
 
 
-def _fused_attention(part: Any, model: Any, kernels: Plain) -> nn.Module | None:
+def _is_attention(part: nn.Module) -> bool:
     names = {name for name, _ in part.named_children()} - {"q_norm", "k_norm"}
-    if names != {"q_proj", "k_proj", "v_proj", "o_proj"} or not hasattr(part, "scaling"):
+    return names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+
+
+@torch.no_grad()
+def _attention_calls(model: Any) -> dict[nn.Module, dict[str, Any]]:
+    """Read a sequence with our attention; what attention layers of the usual form are given."""
+    calls: dict[nn.Module, dict[str, Any]] = {}
+
+    def keep(part: nn.Module, unnamed: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not unnamed:
+            calls[part] = named
+
+    hooks = [
+        part.register_forward_pre_hook(keep, with_kwargs=True)
+        for part in model.modules()
+        if _is_attention(part)
+    ]
+    model.base_model(input_ids=_token_ids(model, 23), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def _fused_attention(
+    part: Any, calls: dict[nn.Module, dict[str, Any]], kernels: Plain
+) -> nn.Module | None:
+    named = calls.get(part, {})
+    cos = named.get("position_embeddings", (None,))[0]
+    if cos is None or not hasattr(part, "selfchat_head") or cos.shape[-1] != part.head_dim:
         return None
-    weight = part.q_proj.weight
-    x = _random(1, 7, weight.shape[1]).to(weight)
-    angles = torch.arange(7).unsqueeze(1) * _random(1, part.head_dim // 2).abs()
-    angles = torch.cat((angles, angles), -1).unsqueeze(0)
-    cos_sin = angles.cos().to(weight), angles.sin().to(weight)
     fused = FusedAttention(part, kernels)
-    with packed(Packing(torch.tensor([0, 7]))):
-        try:
-            expected = part(hidden_states=x, position_embeddings=cos_sin, attention_mask=None)
-            found = fused(hidden_states=x, position_embeddings=cos_sin)
-        except (TypeError, RuntimeError):  # its attention is called otherwise
-            return None
+    try:
+        found, expected = _in_fp32(fused, **named), _in_fp32(part, **named)
+    except RuntimeError:  # its projections are of other shapes
+        return None
     return fused if len(expected) == 2 and _alike(found[0], expected[0]) else None
+
+
+@torch.no_grad()
+def _in_fp32(part: nn.Module, *unnamed: Any, **named: Any) -> Any:
+    """What a part computes with its weights and inputs widened: differences then mean something."""
+    weights = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    return functional_call(part, _wide(weights), _wide(unnamed), _wide(named))
+
+
+def _wide(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _wide(each) for name, each in value.items()}
+    if type(value) is tuple:
+        return tuple(_wide(each) for each in value)
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _refuse_other_weights(model: Any) -> None:
+    if model.config.get_text_config() is not model.config:
+        raise _unsupported(model, "reads more than text")
+    if getattr(model.config, "quantization_config", None):
+        raise _unsupported(model, "has weights that are quantised already")
+    if any(_holds_experts(part) for part in model.modules()):
+        raise _unsupported(model, "has experts, which cannot be adapted")
+
+
+def _holds_experts(part: nn.Module) -> bool:
+    """Transformers keeps the weights of all experts of a layer in one tensor."""
+    stacked = any(weight.ndim == 3 for weight in part.parameters(recurse=False))
+    return stacked and not isinstance(part, nn.Conv1d)
+
+
+def _refuse_other_heads(model: Any) -> None:
+    """The loss takes hidden states times the head's weights for logits."""
+    ids = _token_ids(model, 8)
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        logits = model(input_ids=ids, use_cache=False).logits
+    weight = model.get_output_embeddings().weight
+    if weight.shape[1] != hidden.shape[-1] or not _alike(hidden @ weight.T, logits, 0.02):
+        raise _unsupported(model, "has a head that is not supported")
 
 
 @torch.no_grad()
 def _probe(model: Any, one_by_one: bool) -> Tensor:
     """Hidden states of two random sequences: each alone, or both packed into one row."""
-    device = next(model.parameters()).device
     lengths = [23, 18]
-    starts = torch.tensor([0, *lengths]).cumsum(0)
+    ids = _token_ids(model, sum(lengths))
+    if one_by_one:
+        parts = [
+            model.base_model(input_ids=part, use_cache=False).last_hidden_state[0]
+            for part in torch.split(ids, lengths, 1)
+        ]
+        return torch.cat(parts)
+    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(ids.device)
+    with packed(Packing(torch.tensor([0, *lengths]).cumsum(0))):
+        whole = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
+    return whole.last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def _token_ids(model: Any, count: int) -> Tensor:
+    """One row of random tokens, (1, count)."""
+    words = model.get_input_embeddings().weight
     generator = torch.Generator().manual_seed(0)
-    words = model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(0, words, (1, sum(lengths)), generator=generator).to(device)
-    positions = torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
-    if not one_by_one:
-        with packed(Packing(starts)):
-            whole = model.base_model(input_ids=ids, position_ids=positions, use_cache=False)
-        return whole.last_hidden_state[0]  # type: ignore[no-any-return]
-    parts = [
-        model.base_model(input_ids=part, use_cache=False).last_hidden_state[0]
-        for part in torch.split(ids, lengths, 1)
-    ]
-    return torch.cat(parts)
+    return torch.randint(0, len(words), (1, count), generator=generator).to(words.device)
 
 
 def _random(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    share = 0.05 if found.dtype is torch.bfloat16 else 1e-3
+def _alike(found: Tensor, expected: Tensor, share: float = 1e-4) -> bool:
     difference = (found.double() - expected.double()).norm()
     return bool(difference <= share * expected.double().norm())

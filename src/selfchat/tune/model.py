@@ -17,7 +17,13 @@ from selfchat.core.errors import UsageError
 from selfchat.kernels.native import NoCompiler, native
 from selfchat.kernels.plain import Plain
 from selfchat.models.bases import load_base, load_config
-from selfchat.models.frozen import FrozenLinear, Int8Linear, quantise_linears
+from selfchat.models.frozen import (
+    FrozenLinear,
+    Int8Linear,
+    four_bit,
+    quantise_linears,
+    quantise_linears_to_nf4,
+)
 from selfchat.models.fused import fuse
 from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import LoraConfig, add_lora
@@ -59,43 +65,63 @@ def tuned_model(
     Raises:
         UsageError: the base is not there, or of a kind that is not supported.
     """
-    model = load_base(address, "bf16" if weights == "bf16" else "fp32", device)
-    return _prepared(model, weights, lora, rng_seed, kernels, address)
+    if weights == "nf4":
+        four_bit()
+    model = load_base(address, "bf16" if weights in ("bf16", "nf4") else "fp32", device)
+    return _prepared(model, weights, lora, rng_seed, kernels)
 
 
 def _prepared(
-    model: Any, weights: Weights, lora: LoraConfig, rng_seed: int, kernels: Plain, address: str
+    model: Any, weights: Weights, lora: LoraConfig, rng_seed: int, kernels: Plain
 ) -> TunedModel:
     fuse(model, kernels)
-    if weights == "int8" and not quantise_linears(model, kernels):
-        raise UsageError(f"{address}: has no decoder layers to hold in int8")
+    if weights == "int8":
+        quantise_linears(model, kernels)
+    elif weights == "nf4":
+        quantise_linears_to_nf4(model)
     add_lora(model, lora, rng_seed)
     head = model.get_output_embeddings()
-    return TunedModel(model, kernels, Int8Linear(head, kernels) if weights == "int8" else FrozenLinear(head))
+    held = Int8Linear(head, kernels) if weights == "int8" else FrozenLinear(head)
+    return TunedModel(model, kernels, held)
 
 
 def time_weights(
     address: str, device: torch.device, lora: LoraConfig, kernels: Plain
 ) -> dict[Weights, float]:
-    """Tokens a second that one decoder layer of the base's shape trains in each kind of numbers."""
-    config = copy.deepcopy(load_config(address))
-    config.num_hidden_layers, config.vocab_size = 1, 64
-    config.pad_token_id = None
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
+    """Tokens a second that one decoder layer of the base's shape trains in each kind of numbers.
+
+    Raises:
+        UsageError: the base is not there, or of a kind that is not supported.
+    """
     kinds: tuple[Weights, ...] = ("fp32", "bf16", "int8")
-    return {kind: _layer_rate(config, kind, device, lora, kernels) for kind in kinds}
+    return {kind: _layer_rate(address, kind, device, lora, kernels) for kind in kinds}
+
+
+def _one_layer(address: str, dtype: torch.dtype) -> Any:
+    """A model of the base's shape with random weights, but of one layer and few words."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(load_config(address).get_text_config())
+    torch.manual_seed(0)
+    try:
+        config.num_hidden_layers, config.vocab_size = 1, 64
+        config.pad_token_id = None
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:1]
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{address}: a {config.model_type} model of one layer cannot be made to time it: "
+            "set tune.weights"
+        ) from error
+    return model.requires_grad_(False).eval()
 
 
 def _layer_rate(
-    config: Any, weights: Weights, device: torch.device, lora: LoraConfig, kernels: Plain
+    address: str, weights: Weights, device: torch.device, lora: LoraConfig, kernels: Plain
 ) -> float:
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.bfloat16 if weights == "bf16" else torch.float32
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).requires_grad_(False)
-    layer = _prepared(model.to(device).eval(), weights, lora, 0, kernels, "")
+    model = _one_layer(address, torch.bfloat16 if weights == "bf16" else torch.float32).to(device)
+    layer = _prepared(model, weights, lora, 0, kernels)
     size = sum(parameter.numel() for parameter in model.parameters()) or 1
     tokens = max(64, min(_TIMED_TOKENS, int(_TIMED_FLOPS / (4 * size))))
     ids = torch.arange(tokens, device=device).unsqueeze(0) % 64
