@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_attention_within_sequences_and_its_gradients(
     expected = torch.cat(
         [
             _reference([leaf[first:last] for leaf in leaves], heads // key_heads, window)
-            for first, last in zip(starts[:-1], starts[1:], strict=True)
+            for first, last in pairwise(starts.tolist())
         ]
     )
     head = Head(size**-0.5, window)

@@ -17,6 +17,7 @@ from selfchat.core.errors import SelfchatError, UsageError  # noqa: E402
 from selfchat.core.files import write_json  # noqa: E402
 from selfchat.kernels.plain import Plain  # noqa: E402
 from selfchat.models.adapter import load_adapter, read_adapter_config, save_adapter  # noqa: E402
+from selfchat.models.frozen import quantise_linears  # noqa: E402
 from selfchat.models.lora import (  # noqa: E402
     TARGET_MODULES,
     LoraConfig,
@@ -27,7 +28,6 @@ from selfchat.models.lora import (  # noqa: E402
     merge_lora,
     without_adapter,
 )
-from selfchat.models.frozen import quantise_linears  # noqa: E402
 
 BOTH: tuple[Targets, ...] = ("baize", "all-linear")
 IDS = torch.arange(24).reshape(2, 12) * 11 % 300

@@ -150,7 +150,8 @@ def test_a_loss_that_is_no_number_stops_the_run(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(SelfchatError, match="learning_rate"):
-        tune(options_for(tiny_base, learning_rate=1e30, epochs=5), corpus, tmp_path / "out", Quiet())
+        chosen = options_for(tiny_base, learning_rate=1e30, epochs=5)
+        tune(chosen, corpus, tmp_path / "out", Quiet())
 
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
@@ -353,7 +354,7 @@ def test_the_receipt_says_what_the_run_was(tiny_base: Path, corpus: Path, tmp_pa
     receipt = tune(options_for(tiny_base, weights="auto"), corpus, tmp_path, Quiet())
     assert receipt.timed.keys() == {"fp32", "bf16", "int8"}
     assert receipt.weights in receipt.timed
-    assert 0 < receipt.share_of_limit
+    assert receipt.share_of_limit > 0
     assert receipt.gradient_norm_min <= receipt.gradient_norm_median <= receipt.gradient_norm_max
     rows = [row for row in log_of(tmp_path) if "loss" in row]
     assert rows[-1]["tokens"] == receipt.tokens_seen
@@ -364,7 +365,7 @@ def test_the_receipt_says_what_the_run_was(tiny_base: Path, corpus: Path, tmp_pa
 def test_a_full_disk_in_a_checkpoint_does_not_stop_the_run_before_its_end(
     tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    """Files are limited to a size that takes the log and not a checkpoint, in a process of its own."""
+    """In a process whose files may have a size that takes the log and not a checkpoint."""
     program = (
         "import resource, sys; from pathlib import Path;"
         "from selfchat.core.progress import Plain; from selfchat.tune.options import TuneOptions;"
