@@ -330,7 +330,7 @@ def tune(
     ] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it needs, and stop.")] = False,
     max_minutes: Annotated[
-        float | None, typer.Option(help="Stop with a checkpoint after so long.")
+        float | None, typer.Option(help="Stop with a checkpoint after so long.  [default: never]")
     ] = None,
     recipe: RecipeFile = None,
     set: Set = None,

@@ -34,6 +34,7 @@ class Progressed(Record):
     weights: Weights
     kernels: str
     threads: int
+    processes: int = 1
 
 
 class Checkpoint(NamedTuple):

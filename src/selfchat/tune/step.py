@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 
 from selfchat.core.energy import EnergyMeter
-from selfchat.core.errors import UsageError
+from selfchat.core.errors import Interrupted, UsageError
 from selfchat.core.files import content_hash, read_records, write_json
 from selfchat.core.progress import Progress, Quiet
 from selfchat.core.records import Dialogue, Record, stable_id
 from selfchat.core.rundir import versions
+from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import save_adapter
 from selfchat.models.bases import base_folder, best_device, load_tokenizer
 from selfchat.models.lora import TARGET_MODULES, LoraConfig
@@ -91,7 +92,8 @@ def tune(
     """Tune on `corpus/train.jsonl`, watching `corpus/heldout.jsonl`.
 
     A checkpoint of this very run in `out` is taken up. It is left there: whoever called removes it
-    once the end of the run is on record. Processes that `torchrun` started tune together.
+    once the end of the run is on record. Processes that `torchrun` started tune together; only the
+    first returns or raises, the others end here.
 
     Args:
         must_resume: fail where there is no such checkpoint.
@@ -104,15 +106,21 @@ def tune(
     device = best_device()
     keep_freed_memory()
     with joined_workers(device) as workers, memory_advice(options):
-        return _tune(
-            options,
-            corpus,
-            out,
-            progress if workers.leads else Quiet(),
-            must_resume,
-            device,
-            workers,
-        )
+        try:
+            tuned = _tune(
+                options,
+                corpus,
+                out,
+                progress if workers.leads else Quiet(),
+                must_resume,
+                device,
+                workers,
+            )
+        except (Interrupted, Diverged, KeyboardInterrupt):
+            workers.let_the_first_speak()
+            raise
+        workers.let_the_first_speak()
+        return tuned
 
 
 def _tune(
@@ -124,8 +132,6 @@ def _tune(
     device: torch.device,
     workers: Workers,
 ) -> Tuned:
-    examples = _read(options, corpus)
-    this_run = fingerprint(options, corpus)
     lora = LoraConfig(
         options.rank,
         options.alpha,
@@ -133,20 +139,22 @@ def _tune(
         TARGET_MODULES[options.targets],
         options.rslora,
     )
-    checkpoint = _checkpoint(out, this_run, progress, must_resume)
-    kernels, lacking = best_kernels(device)
-    if lacking:
-        progress.say(f"tune: {lacking}")
     timed: dict[Weights, float] = {}
-    if checkpoint is None:
-        if options.weights == "auto":
+    with workers.together():
+        examples = _read(options, corpus)
+        this_run = fingerprint(options, corpus)
+        checkpoint = _checkpoint(out, this_run, progress, must_resume)
+        kernels, lacking = best_kernels(device)
+        if lacking:
+            progress.say(f"tune: {lacking}")
+        if checkpoint is None and options.weights == "auto":
             timed = time_weights(options.base, device, lora, kernels)
-        weights = choose_weights(timed) if options.weights == "auto" else options.weights
-        start = Progressed(weights=weights, kernels=kernels.name, threads=torch.get_num_threads())
-    else:
-        start = checkpoint.at
-        torch.set_num_threads(start.threads)
-    tuned = tuned_model(options.base, start.weights, device, lora, options.rng_seed, kernels)
+    with workers.together():
+        _refuse_differences(this_run, checkpoint, out, workers)
+    timed = workers.gathered(timed)[0]
+    start = _start(options, checkpoint, kernels, timed, workers)
+    with workers.together():
+        tuned = _tuned_model(options, start.weights, device, lora, kernels, workers)
     progress.say(_introduction(options, tuned, start, device, examples.train, timed))
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
@@ -155,9 +163,12 @@ def _tune(
     base = base_folder(options.base)
     with EnergyMeter(gpu_ids(device)) as meter:
         try:
-            trained = trainer.run(start, checkpoint, progress, lambda: meter.read().joules)
+            trained = trainer.run(
+                start, checkpoint, progress, lambda: workers.total(_joules(meter, workers))
+            )
         except Diverged:
-            save_adapter(tuned.model, lora, base, out)
+            if workers.leads:
+                save_adapter(tuned.model, lora, base, out)
             raise
         energy_method = meter.read().method
     limit = limit_rate(tuned.model, start.weights, examples.train.kept) * workers.count
@@ -218,6 +229,61 @@ def _checkpoint(
             "tune: the checkpoint here is of other options or another corpus: starting anew"
         )
     return found
+
+
+def _refuse_differences(
+    this_run: str, checkpoint: Checkpoint | None, out: Path, workers: Workers
+) -> None:
+    """All processes must learn the same from the same place."""
+    step = checkpoint.at.step if checkpoint else 0
+    if len(set(workers.gathered((this_run, step)))) > 1:
+        raise UsageError(
+            f"{out}: the processes see other corpora, options or checkpoints than the first: "
+            "keep the corpus and --out where all of them see the same"
+        )
+
+
+def _start(
+    options: TuneOptions,
+    checkpoint: Checkpoint | None,
+    kernels: Plain,
+    timed: dict[Weights, float],
+    workers: Workers,
+) -> Progressed:
+    """Where the run stands; as many processes as before get the threads they had."""
+    if checkpoint is not None and checkpoint.at.processes == workers.count:
+        torch.set_num_threads(checkpoint.at.threads)
+    here = {"threads": torch.get_num_threads(), "processes": workers.count}
+    if checkpoint is not None:
+        return checkpoint.at.model_copy(update=here)
+    shared: dict[Weights, float] = {**timed, "int8": 0.0} if options.sharded else timed
+    weights = choose_weights(shared) if options.weights == "auto" else options.weights
+    return Progressed(weights=weights, kernels=kernels.name, **here)
+
+
+def _tuned_model(
+    options: TuneOptions,
+    weights: Weights,
+    device: torch.device,
+    lora: LoraConfig,
+    kernels: Plain,
+    workers: Workers,
+) -> TunedModel:
+    """The model with fresh adapters; one that is shared out need not fit on the device at once."""
+    if not options.sharded:
+        return tuned_model(options.base, weights, device, lora, options.rng_seed, kernels)
+    from selfchat.tune.sharding import ShardedModel, refuse_unshardable
+
+    refuse_unshardable(weights, workers.count)
+    memory = torch.device("cpu")
+    whole = tuned_model(options.base, weights, memory, lora, options.rng_seed, kernels)
+    return ShardedModel(whole, device)
+
+
+def _joules(meter: EnergyMeter, workers: Workers) -> float:
+    """This process' part of the energy; a machine's own counter counts once a machine."""
+    energy = meter.read()
+    return energy.joules if energy.method != "rapl" or workers.first_here else 0.0
 
 
 def _introduction(

@@ -88,7 +88,7 @@ class Trainer:
 
         Args:
             start: where the run stands: at its beginning, or where the checkpoint is.
-            joules: the energy used since this session began.
+            joules: the energy used since this session began; all processes ask at each step.
 
         Raises:
             Interrupted: the user asked to stop, or the time is over; the checkpoint is written.
@@ -119,7 +119,9 @@ class Trainer:
                     self._save(at, progress, must=stop or at.step == self._steps)
                     saved = time.monotonic()
                 if stop and at.step < self._steps:
-                    why = "interrupted" if asked else f"{self._options.max_minutes:g} minutes over"
+                    minutes = self._options.max_minutes
+                    asked_to = asked or minutes is None
+                    why = "interrupted" if asked_to else f"{minutes:g} minutes over"
                     raise Interrupted(
                         f"{why} after step {at.step} of {self._steps}; run the same command again "
                         "to go on"
@@ -177,10 +179,9 @@ class Trainer:
         mine = [batch[place] for place in self._workers.share([len(e.token_ids) for _, e in batch])]
         self._tuned.model.train()
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for group in micro_batches([len(e.token_ids) for _, e in mine], self._options.micro_tokens):
+        for group in self._passes([len(e.token_ids) for _, e in mine]):
             names = [self._name(step, mine[place][0]) for place in group]
-            rows = pack([mine[place][1] for place in group], self._device, names)
-            loss = self._tuned.summed_loss(rows)
+            loss = self._summed_loss([mine[place][1] for place in group], names)
             (loss / trained).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             bar.advance(len(group))
@@ -189,6 +190,20 @@ class Trainer:
         self._workers.sum_(total)
         bar.advance(len(batch) - len(mine))
         return _Sums(float(total), trained, seen)
+
+    def _passes(self, lengths: list[int]) -> list[list[int]]:
+        """Micro-batches; of a base that is shared out, as many in each process, some empty."""
+        groups = micro_batches(lengths, self._options.micro_tokens)
+        if not self._options.sharded:
+            return groups
+        most = max(self._workers.gathered(len(groups)))
+        return [*groups, *([] for _ in range(most - len(groups)))]
+
+    def _summed_loss(self, examples: list[Example], names: list[int] | None = None) -> Tensor:
+        """Of no example it is zero, after a pass that other processes need to make theirs."""
+        if examples:
+            return self._tuned.summed_loss(pack(examples, self._device, names))
+        return 0 * self._tuned.summed_loss(pack(self._heldout[:1], self._device))
 
     def _name(self, step: int, place: int) -> int:
         """A number for an example of a step, for what is drawn on it."""
@@ -242,9 +257,8 @@ class Trainer:
         lengths = [len(example.token_ids) for example in self._heldout]
         mine = self._workers.share(lengths)
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        for group in micro_batches([lengths[place] for place in mine], self._options.micro_tokens):
-            examples = [self._heldout[mine[place]] for place in group]
-            total += self._tuned.summed_loss(pack(examples, self._device))
+        for group in self._passes([lengths[place] for place in mine]):
+            total += self._summed_loss([self._heldout[mine[place]] for place in group])
         count = sum(sum(example.loss_mask[1:]) for example in self._heldout)
         mean = float(self._workers.sum_(total)) / count
         epoch = round(at.step / self._steps_an_epoch, 4)
@@ -263,7 +277,8 @@ class Trainer:
                 if must:
                     raise SelfchatError(f"{what}: {why}; the one before is kept") from None
                 progress.say(f"tune: {what}: {why}; going on, and trying again")
-        self._workers.wait()
+        if must:
+            self._workers.wait()
 
 
 @contextmanager

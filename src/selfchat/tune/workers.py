@@ -1,7 +1,7 @@
 """The processes that tune together, as `torchrun` starts them; one where nothing started more.
 
 Each takes a share of a step's dialogues. The sums over all of them are the same numbers in every
-process, so that all take the same step.
+process, so that all take the same step. The first process speaks and writes, the others are quiet.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
+from selfchat.core.errors import SelfchatError, UsageError
 from selfchat.models.packing import dealt
+
+_Value = TypeVar("_Value")
 
 
 class Workers:
@@ -26,6 +30,11 @@ class Workers:
     def leads(self) -> bool:
         """Whether this is the process that speaks and writes."""
         return self.rank == 0
+
+    @property
+    def first_here(self) -> bool:
+        """Whether this is the first process on its machine."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def share(self, lengths: Sequence[int]) -> list[int]:
         """The places of the sequences that are this process' part, about as long as the others'."""
@@ -40,25 +49,93 @@ class Workers:
             distributed.all_reduce(tensor)
         return tensor
 
+    def total(self, number: float) -> float:
+        """The sum of a number over all processes."""
+        return float(self.sum_(torch.tensor(number, dtype=torch.float64)))
+
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
-        return (self.count > 1 and bool(self.sum_(torch.tensor(float(flag))))) or flag
+        return self.total(flag) > 0
 
     def wait(self) -> None:
         """Until all processes are here."""
-        if self.count > 1:
-            distributed.barrier()
+        self.any(False)
+
+    def gathered(self, value: _Value) -> list[_Value]:
+        """What each process has, the first's first; for small things."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        distributed.all_gather_object(found, value)
+        return found
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within it, an error of one process is an error of all, and the first process says it."""
+        error: SelfchatError | OSError | None = None
+        try:
+            yield
+        except (SelfchatError, OSError) as found:
+            error = found
+        said = self.gathered(None if error is None else str(error))
+        failed = [f"process {rank}: {line}" for rank, line in enumerate(said) if line is not None]
+        if failed:
+            self.let_the_first_speak()
+            raise error or SelfchatError(failed[0])
+
+    def let_the_first_speak(self) -> None:
+        """End this process quietly, unless it is the first: all have come to the same end."""
+        if not self.leads:
+            raise SystemExit(0)
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that `torchrun` started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def joined_workers(device: torch.device) -> Iterator[Workers]:
-    """The processes that `torchrun` started, or this one alone."""
+    """The processes that `torchrun` started, or this one alone; within it they stay joined.
+
+    Raises:
+        SelfchatError: in the first process: another ended before its time.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Workers()
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
+    if distributed.is_initialized():
         yield Workers(distributed.get_rank(), count)
+        return
+    if device.type == "cuda":
+        _choose_gpu(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    workers = Workers(distributed.get_rank(), count)
+    try:
+        yield workers
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        if not workers.leads:
+            raise SystemExit(1) from None
+        raise SelfchatError(
+            "another process of this run has ended; run the same command again to go on"
+        ) from None
     finally:
         distributed.destroy_process_group()
+
+
+def _choose_gpu(number: int) -> None:
+    """One GPU for each process of a machine."""
+    if number >= torch.cuda.device_count():
+        raise UsageError(
+            f"torchrun: --nproc-per-node can be {torch.cuda.device_count()} at most: "
+            "each process needs a GPU of its own"
+        )
+    torch.cuda.set_device(number)
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    """Whether the connection to another process broke; gloo has no exception of its own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)

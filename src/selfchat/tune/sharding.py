@@ -1,0 +1,62 @@
+"""The frozen base shared out among the processes: each holds a part of every layer (FSDP2).
+
+A layer is whole only while it is used: its parts are gathered before its forward and its backward
+pass, and let go after each (Zhao et al., 2023). All processes must therefore make the same passes.
+The adapters and norms are whole everywhere.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from selfchat.core.errors import UsageError
+from selfchat.models.packing import Packed
+from selfchat.tune.model import TunedModel, Weights
+
+
+def refuse_unshardable(weights: Weights, processes: int) -> None:
+    """Raises UsageError where the base cannot be shared out."""
+    if processes == 1:
+        raise UsageError(
+            "tune.sharded shares the base out among processes: start several, as in "
+            "`torchrun --nproc-per-node 2 --no-python selfchat tune`"
+        )
+    if weights not in ("fp32", "bf16"):
+        raise UsageError(f'tune.sharded needs tune.weights = "fp32" or "bf16", not "{weights}"')
+
+
+class ShardedModel(TunedModel):
+    """A model of which this process holds a part, on `device`.
+
+    Embeddings that are tied to the head stay whole.
+    """
+
+    def __init__(self, whole: TunedModel, device: torch.device) -> None:
+        super().__init__(whole.model, whole.kernels, whole._head)
+        mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+        kept = {each for each in self.model.parameters() if each.requires_grad}
+        embeddings = self.model.get_input_embeddings()
+        self._tied = embeddings.weight is self._head.weight
+        if self._tied:
+            kept.add(embeddings.weight)
+        share_out: Any = partial(fully_shard, mesh=mesh, ignored_params=kept)
+        for part in (*self.model.base_model.layers, embeddings, self.model.base_model):
+            share_out(part)
+        if not self._tied:
+            self._shared_head: Any = share_out(self._head)
+            self.model.set_output_embeddings(self._head)
+        self.model.to(device)
+
+    def summed_loss(self, rows: Packed) -> Tensor:
+        if self._tied:
+            return super().summed_loss(rows)
+        self._shared_head.unshard()
+        total = super().summed_loss(rows)
+        self._shared_head.reshard()
+        return total
