@@ -28,6 +28,7 @@ from selfchat.models.packing import micro_batches, pack
 from selfchat.template.renderer import Example, make_renderer
 from selfchat.tune.checkpoint import FILES, find_checkpoint
 from selfchat.tune.examples import make_examples, refuse_unlearnable
+from selfchat.tune.memory import memory_advice
 from selfchat.tune.model import tuned_model
 from selfchat.tune.options import TuneOptions
 from selfchat.tune.step import fingerprint, tune
@@ -390,3 +391,28 @@ def test_curves_are_written_for_tensorboard(tiny_base: Path, corpus: Path, tmp_p
     pytest.importorskip("tensorboard")
     tune(options_for(tiny_base, tensorboard=True), corpus, tmp_path, Quiet())
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "heldout.jsonl"])
+def test_an_empty_corpus_is_named(
+    tiny_base: Path, corpus: Path, tmp_path: Path, name: str
+) -> None:
+    (corpus / name).write_text("")
+    with pytest.raises(UsageError, match=f"{name}: holds no dialogue"):
+        tune(options_for(tiny_base), corpus, tmp_path / "out", Quiet())
+
+
+def test_memory_that_runs_out_is_a_line_that_says_what_would_fit(tiny_base: Path) -> None:
+    """The allocation that fails is a real one, of more memory than any machine has."""
+    with (
+        pytest.raises(SelfchatError, match=r"memory is short.*try --set tune.micro_tokens=1024"),
+        memory_advice(options_for(tiny_base)),
+    ):
+        torch.empty(1 << 60)
+    with (
+        pytest.raises(SelfchatError, match=r'tune.weights = "int8" it needs about \d'),
+        memory_advice(options_for(tiny_base, micro_tokens=256)),
+    ):
+        torch.empty(1 << 60)
+    with pytest.raises(RuntimeError, match="other"), memory_advice(options_for(tiny_base)):
+        raise RuntimeError("other")

@@ -50,7 +50,8 @@ def _advice(options: TuneOptions) -> str:
     try:
         from selfchat.tune.plan import plan
 
-        need = plan(options.model_copy(update={"weights": "int8"})).memory_bytes
+        narrow = "nf4" if options.weights in ("bf16", "int8") else "int8"
+        need = plan(options.model_copy(update={"weights": narrow})).memory_bytes
     except UsageError:
         return f"{said}: shorten tune.max_length, or take a smaller base"
-    return f'{said}: with tune.weights = "int8" it needs about {need / 1e9:.1f} GB'
+    return f'{said}: with tune.weights = "{narrow}" it needs about {need / 1e9:.1f} GB'

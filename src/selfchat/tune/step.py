@@ -209,6 +209,9 @@ def _read(options: TuneOptions, corpus: Path) -> _Corpus:
         )
         for name in ("train.jsonl", "heldout.jsonl")
     )
+    for name, found in (("train.jsonl", train), ("heldout.jsonl", heldout)):
+        if not found.kept and not found.too_long:
+            raise UsageError(f"{corpus / name}: holds no dialogue")
     refuse_unlearnable(train.kept, renderer)
     if not heldout.kept:
         raise UsageError(
