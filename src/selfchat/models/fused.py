@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from selfchat.core.errors import UsageError
 from selfchat.kernels.plain import Activation, Head, Plain
+from selfchat.models.lora import AGAIN
 from selfchat.models.packing import Packing, current_packing, packed
 
 _NAME = "selfchat"  # of our attention, among those of transformers
@@ -95,6 +96,8 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _Norm.apply(x, self.weight, self._eps, self._kernels)  # type: ignore[no-untyped-call]
+        kept = x.detach()
+        setattr(y, AGAIN, lambda: self._kernels.rms_norm(kept, self.weight, self._eps)[0])
         return y
 
 
@@ -109,9 +112,11 @@ class FusedMlp(nn.Module):
         self._activation, self._kernels = activation, kernels
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down_proj(
-            _Gate.apply(self.gate_proj(x), self.up_proj(x), self._activation, self._kernels)  # type: ignore[no-untyped-call]
-        )
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        inner = _Gate.apply(gate, up, self._activation, self._kernels)  # type: ignore[no-untyped-call]
+        kept = gate.detach(), up.detach()
+        setattr(inner, AGAIN, lambda: self._kernels.gated(*kept, self._activation))
+        y: Tensor = self.down_proj(inner)
         return y
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,10 @@ TARGET_MODULES: dict[Targets, tuple[str, ...]] = {
     "baize": ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),
     "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
+
+# The attribute of an input that tells how to compute it again: then it is not kept till backward.
+AGAIN = "again"
+Again = Callable[[], Tensor]
 
 # Layers of one module that are always called with the same input.
 _SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -93,7 +97,8 @@ class SharedInput:
         packing = current_packing()
         keys = packing.keys if packing and self.dropout else None
         adapters = [part for layer in self.layers for part in (layer.lora_a, layer.lora_b)]
-        ys = _Adapted.apply(rows, self, keys, *adapters)  # type: ignore[no-untyped-call]
+        again: Again | None = getattr(x, AGAIN, None)
+        ys = _Adapted.apply(rows, self, keys, again, *adapters)  # type: ignore[no-untyped-call]
         return tuple(y.view(*x.shape[:-1], -1) for y in ys)
 
     def dropped(self, rows: Tensor, keys: Tensor | None) -> Tensor:
@@ -112,7 +117,12 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, inputs: SharedInput, keys: Tensor | None, *adapters: Tensor
+        ctx: Any,
+        rows: Tensor,
+        inputs: SharedInput,
+        keys: Tensor | None,
+        again: Again | None,
+        *adapters: Tensor,
     ) -> tuple[Tensor, ...]:
         layers = inputs.layers
         a = torch.cat(adapters[::2]).to(rows.dtype)
@@ -126,14 +136,17 @@ class _Adapted(torch.autograd.Function):
                 prepared[kind] = layer.base.prepare(rows)
             expand = (b.T * layer.scale).to(rows.dtype)
             outputs.append(layer.base.product(prepared[kind], (low, expand)))
-        ctx.inputs, ctx.keys = inputs, keys
-        ctx.save_for_backward(rows, *lows, *adapters)
+        ctx.inputs, ctx.keys, ctx.again = inputs, keys, again
+        ctx.save_for_backward(rows if again is None else None, *lows, *adapters)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         inputs, keys, count = ctx.inputs, ctx.keys, len(slopes)
         rows, *saved = ctx.saved_tensors
+        if ctx.again is not None:
+            rows = ctx.again().view(len(slopes[0]), -1)
+            ctx.again = None  # it holds tensors, which a graph that is used up would keep
         lows, adapters = saved[:count], saved[count:]
         gradient: Tensor | None = None
         low_slopes, found = [], []
@@ -154,7 +167,7 @@ class _Adapted(torch.autograd.Function):
             gradient = gradient + inputs.dropped(low_slope @ a, keys)
         ranks = [len(each) for each in adapters[::2]]
         pairs = zip(torch.split(a_gradients, ranks), found, strict=True)
-        return (gradient, None, None, *(part for pair in pairs for part in pair))
+        return (gradient, None, None, None, *(part for pair in pairs for part in pair))
 
 
 def add_lora(model: nn.Module, config: LoraConfig, rng_seed: int) -> None:

@@ -181,15 +181,19 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for group in self._passes([len(e.token_ids) for _, e in mine]):
             names = [self._name(step, mine[place][0]) for place in group]
-            loss = self._summed_loss([mine[place][1] for place in group], names)
-            (loss / trained).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            total += self._backward([mine[place][1] for place in group], names, trained)
             bar.advance(len(group))
         for gradient in self._adapters.gradients:
             self._workers.sum_(gradient)
         self._workers.sum_(total)
         bar.advance(len(batch) - len(mine))
         return _Sums(float(total), trained, seen)
+
+    def _backward(self, examples: list[Example], names: list[int], trained: int) -> Tensor:
+        """Add to the gradients, and give the loss without its graph, which takes memory."""
+        loss = self._summed_loss(examples, names)
+        (loss / trained).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _passes(self, lengths: list[int]) -> list[list[int]]:
         """Micro-batches; of a base that is shared out, as many in each process, some empty."""
