@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import platform
+import shutil
+from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selfchat.kernels.native import Native, NoCompiler, native
+from selfchat.kernels.native import NoCompiler, native
 from selfchat.kernels.plain import GROUP, Activation, Head, Plain
 
 
@@ -29,8 +32,6 @@ def kernels(request: pytest.FixtureRequest) -> Plain:
 
 @pytest.fixture
 def int8(kernels: Plain) -> Plain:
-    if isinstance(kernels, Native) and not kernels.has_int8:
-        pytest.skip("this processor has no 8-bit products")
     return kernels
 
 
@@ -228,3 +229,50 @@ def test_a_dropout_mask_drops_its_share_and_depends_on_the_keys_only(
     assert abs(float(1 - mask.float().mean()) - share) < 0.005
     assert torch.equal(kernels.dropout_mask(keys[100:200], 96, share), mask[100:200])
     assert torch.equal(mask, Plain().dropout_mask(keys, 96, share))
+
+
+@pytest.fixture
+def without_native(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A cache of its own, in which the kernels would have to be compiled anew."""
+    monkeypatch.setenv("SELFCHAT_CACHE", str(tmp_path))
+    native.cache_clear()
+    yield tmp_path
+    native.cache_clear()
+
+
+@pytest.mark.parametrize("compiler", ["/bin/false", "/no/such/compiler"])
+def test_a_compiler_that_fails_is_a_reason_for_plain_kernels(
+    without_native: Path, monkeypatch: pytest.MonkeyPatch, compiler: str
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(NoCompiler, match=compiler):
+        native()
+
+
+def test_a_cache_that_cannot_hold_them_is_a_reason_for_plain_kernels(without_native: Path) -> None:
+    _native()  # there is a compiler
+    native.cache_clear()
+    shutil.rmtree(without_native / "kernels")
+    (without_native / "kernels").write_text("a file where the folder should be")
+    with pytest.raises(NoCompiler, match="cannot be kept in"):
+        native()
+
+
+def test_a_processor_without_8_bit_products_gets_them_plain(
+    without_native: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled for a processor that lacks the instructions, which any x86 one with them can run."""
+    _native()
+    native.cache_clear()
+    if platform.machine() != "x86_64":
+        pytest.skip("only the instructions of x86 can be left out so")
+    wrapper = without_native / "old-compiler"
+    wrapper.write_text('#!/bin/sh\nexec g++ "$@" -mno-avx512f\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("CXX", str(wrapper))
+    old, x, weight = native(), draw(7, 130), draw(20, 130)
+    found = old.int8_product(old.quantise(x), old.int8_weight(weight))
+    assert close(found, _rounded(x) @ _rounded(weight).T)
+    q, starts = draw(90, 2, 64), torch.tensor([0, 20, 90])
+    expected = Plain().attention(q, q, q, starts, Head(0.1))[0]
+    assert close(old.attention(q, q, q, starts, Head(0.1))[0], expected)

@@ -44,7 +44,7 @@ class Native(Plain):
 
     def __init__(self) -> None:
         self._library = _load()
-        self.has_int8 = bool(self._library.have_int8_products())
+        self._has_int8 = bool(self._library.have_int8_products())  # else `Plain` does them
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
@@ -110,6 +110,8 @@ class Native(Plain):
         return losses
 
     def quantise(self, x: Tensor) -> Quantised:
+        if not self._has_int8:
+            return super().quantise(x)
         x = x.contiguous()
         rows, depth = x.shape
         stride = _padded(depth)
@@ -119,6 +121,8 @@ class Native(Plain):
         return Quantised(values, scales)
 
     def int8_weight(self, weight: Tensor) -> Int8Weight:
+        if not self._has_int8:
+            return super().int8_weight(weight)
         wide = weight.float().contiguous()
         outputs, depth = weight.shape
         stride, panels, groups = _padded(depth), -(-outputs // _PANEL), -(-depth // GROUP)
@@ -139,6 +143,8 @@ class Native(Plain):
         low: tuple[Tensor, Tensor] | None = None,
         into: Tensor | None = None,
     ) -> Tensor:
+        if not self._has_int8:
+            return super().int8_product(rows, weight, bias, low, into)
         count, stride = rows.values.shape
         y = torch.empty(count, weight.outputs) if into is None else into
         u, b = (low[0].contiguous(), low[1].contiguous()) if low else (None, None)
@@ -191,16 +197,19 @@ def _load() -> ctypes.CDLL:
     threads = next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
     if threads is None:
         raise NoCompiler("this build of torch has no GNU OpenMP, which the native kernels share")
-    ctypes.CDLL(str(threads), mode=ctypes.RTLD_GLOBAL)
     path = cache_directory() / "kernels" / f"cpu-{_identity(source, compiler)}.so"
-    if not path.exists():
-        _compile(compiler, source, path)
-    return ctypes.CDLL(str(path))
+    try:
+        ctypes.CDLL(str(threads), mode=ctypes.RTLD_GLOBAL)
+        if not path.exists():
+            _compile(compiler, source, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # the cache cannot be written, or nothing may be run from it
+        raise NoCompiler(f"the native kernels cannot be kept in {path.parent}: {error}") from None
 
 
 def _identity(source: bytes, compiler: str) -> str:
     """Names what the machine code is made of."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    version = _run_compiler([compiler, "--version"], b"")
     made_of = (source, version, " ".join(_FLAGS).encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
 
@@ -226,8 +235,12 @@ def _compile(compiler: str, source: bytes, path: Path) -> None:
         library.replace(path)
 
 
-def _run_compiler(command: list[str], source: bytes) -> None:
-    made = subprocess.run(command, input=source, capture_output=True, check=False)
+def _run_compiler(command: list[str], source: bytes) -> bytes:
+    try:
+        made = subprocess.run(command, input=source, capture_output=True, check=False)
+    except OSError as error:
+        raise NoCompiler(f"{command[0]} cannot be run: {error.strerror}") from None
     if made.returncode:
         first = next(iter(made.stderr.decode(errors="replace").splitlines()), "no reason given")
         raise NoCompiler(f"the native kernels cannot be compiled with {command[0]}: {first[:160]}")
+    return made.stdout

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfchat.models.frozen import FrozenLinear
 from selfchat.template.renderer import Example
@@ -29,15 +29,16 @@ def limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> flo
     device = next(model.parameters()).device
     dense = torch.bfloat16 if weights in ("bf16", "nf4") else torch.float32
     held = torch.int8 if weights == "int8" else dense
+    head = model.get_output_embeddings()
     shapes = Counter(
         (layer.out_features, layer.in_features)
         for layer in model.modules()
-        if isinstance(layer, FrozenLinear)
+        if isinstance(layer, FrozenLinear | nn.Linear) and layer is not head
     )
     seconds = sum(count * _both_products(*shape, held, device) for shape, count in shapes.items())
     tokens = sum(len(example.token_ids) for example in examples)
     trained = sum(sum(example.loss_mask) for example in examples)
-    words, width = model.get_output_embeddings().weight.shape
+    words, width = head.weight.shape
     seconds += _both_products(words, width, dense, device) * trained / tokens
     seconds += _attention_seconds(model, examples, dense, device)
     return 1 / seconds

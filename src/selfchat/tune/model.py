@@ -40,10 +40,10 @@ class TunedModel:
     """A model with adapters, and what its loss is computed with."""
 
     def __init__(self, model: Any, kernels: Plain, head: FrozenLinear) -> None:
-        self.model, self.kernels, self._head = model, kernels, head
+        self.model, self.kernels, self.head = model, kernels, head
 
     def summed_loss(self, rows: Packed) -> Tensor:
-        return summed_loss(self.model, self._head, rows, self.kernels)
+        return summed_loss(self.model, self.head, rows, self.kernels)
 
 
 def best_kernels(device: torch.device) -> tuple[Plain, str]:

@@ -38,19 +38,19 @@ class ShardedModel(TunedModel):
     """
 
     def __init__(self, whole: TunedModel, device: torch.device) -> None:
-        super().__init__(whole.model, whole.kernels, whole._head)
+        super().__init__(whole.model, whole.kernels, whole.head)
         mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
         kept = {each for each in self.model.parameters() if each.requires_grad}
         embeddings = self.model.get_input_embeddings()
-        self._tied = embeddings.weight is self._head.weight
+        self._tied = embeddings.weight is self.head.weight
         if self._tied:
             kept.add(embeddings.weight)
         share_out: Any = partial(fully_shard, mesh=mesh, ignored_params=kept)
         for part in (*self.model.base_model.layers, embeddings, self.model.base_model):
             share_out(part)
         if not self._tied:
-            self._shared_head: Any = share_out(self._head)
-            self.model.set_output_embeddings(self._head)
+            self._shared_head: Any = share_out(self.head)
+            self.model.set_output_embeddings(self.head)
         self.model.to(device)
 
     def summed_loss(self, rows: Packed) -> Tensor:

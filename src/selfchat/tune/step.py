@@ -144,9 +144,7 @@ def _tune(
         examples = _read(options, corpus)
         this_run = fingerprint(options, corpus)
         checkpoint = _checkpoint(out, this_run, progress, must_resume)
-        kernels, lacking = best_kernels(device)
-        if lacking:
-            progress.say(f"tune: {lacking}")
+        kernels = _kernels(device, checkpoint, progress)
         if checkpoint is None and options.weights == "auto":
             timed = time_weights(options.base, device, lora, kernels)
     with workers.together():
@@ -234,6 +232,21 @@ def _checkpoint(
     return found
 
 
+def _kernels(device: torch.device, checkpoint: Checkpoint | None, progress: Progress) -> Plain:
+    """Those of the checkpoint, or the fastest that there are here."""
+    kernels, lacking = best_kernels(device)
+    if checkpoint is not None and checkpoint.at.kernels == Plain.name:
+        return Plain()
+    if lacking:
+        progress.say(f"tune: {lacking}")
+    if checkpoint is not None and checkpoint.at.kernels != kernels.name:
+        progress.say(
+            f"tune: the checkpoint was made with {checkpoint.at.kernels} kernels, which are not "
+            "here: the rest is equal but for rounding"
+        )
+    return kernels
+
+
 def _refuse_differences(
     this_run: str, checkpoint: Checkpoint | None, out: Path, workers: Workers
 ) -> None:
@@ -256,12 +269,16 @@ def _start(
     """Where the run stands; as many processes as before get the threads they had."""
     if checkpoint is not None and checkpoint.at.processes == workers.count:
         torch.set_num_threads(checkpoint.at.threads)
-    here = {"threads": torch.get_num_threads(), "processes": workers.count}
+    here: dict[str, Any] = {
+        "kernels": kernels.name,
+        "threads": torch.get_num_threads(),
+        "processes": workers.count,
+    }
     if checkpoint is not None:
         return checkpoint.at.model_copy(update=here)
     shared: dict[Weights, float] = {**timed, "int8": 0.0} if options.sharded else timed
     weights = choose_weights(shared) if options.weights == "auto" else options.weights
-    return Progressed(weights=weights, kernels=kernels.name, **here)
+    return Progressed(weights=weights, **here)
 
 
 def _tuned_model(
