@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from selfchat.kernels.native import NoCompiler, native
-from selfchat.kernels.plain import GROUP, Activation, Head, Plain
+from selfchat.kernels.plain import GROUP, Activation, Head, Plain, Quantised
 
 
 def _native() -> Plain:
@@ -51,6 +51,12 @@ def close(found: Tensor, expected: Tensor) -> bool:
 
 def slopes(outputs: Tensor, inputs: list[Tensor], slope: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(outputs, inputs, slope)
+
+
+def eight_bits(kernels: Plain, x: Tensor) -> Quantised:
+    found = kernels.read(x, quantised=True).quantised
+    assert found is not None
+    return found
 
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -172,10 +178,10 @@ def test_the_int8_product_is_that_of_the_rounded_numbers(
     expected = _rounded(x) @ _rounded(weight).T + bias.double()
     if low:
         expected = expected + low[0].double() @ low[1].double()
-    found = int8.int8_product(int8.quantise(x), int8.int8_weight(weight), bias, low)
+    found = int8.int8_product(eight_bits(int8, x), int8.int8_weight(weight), bias, low)
     assert close(found, expected)
     again = int8.int8_product(
-        int8.quantise(x), int8.int8_weight(weight), bias, low, into=found.clone()
+        eight_bits(int8, x), int8.int8_weight(weight), bias, low, into=found.clone()
     )
     assert close(again, 2 * expected)
 
@@ -185,7 +191,7 @@ def test_a_weight_is_quantised_for_the_gradient_by_its_columns(
     int8: Plain, outputs: int, depth: int
 ) -> None:
     weight, slope = draw(outputs, depth), draw(9, outputs)
-    found = int8.int8_product(int8.quantise(slope), int8.int8_weight(weight.T))
+    found = int8.int8_product(eight_bits(int8, slope), int8.int8_weight(weight.T))
     assert close(found, _rounded(slope) @ _rounded(weight.T).T)
 
 
@@ -198,8 +204,41 @@ def _rounded(x: Tensor) -> Tensor:
     return torch.cat(parts, 1)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_int8_product_gives_the_numbers_that_are_asked_for(
+    int8: Plain, dtype: torch.dtype
+) -> None:
+    x, weight = draw(13, 100, dtype=dtype), draw(70, 100, seed=1)
+    expected = _rounded(x.float()) @ _rounded(weight).T
+    found = int8.int8_product(eight_bits(int8, x), int8.int8_weight(weight), dtype=dtype)
+    assert found.dtype is dtype
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("narrow", "wide"), [(1, 0), (0, 3), (8, 8), (24, 17)])
+@pytest.mark.parametrize(("rows", "depth"), [(1, 1), (7, 30), (65, 64), (301, 577)])
+def test_reading_rows_forms_the_products_that_are_asked_for(
+    kernels: Plain, rows: int, depth: int, narrow: int, wide: int, dtype: torch.dtype
+) -> None:
+    x = draw(rows, depth, dtype=dtype)
+    down = draw(narrow, depth, seed=1) if narrow else None
+    across = draw(rows, wide, seed=2) if wide else None
+    read = kernels.read(x, down, across)
+    assert read.quantised is None
+    assert (read.low is None, read.sums is None) == (down is None, across is None)
+    if read.low is not None and down is not None:
+        assert close(read.low, x.double() @ down.double().T)
+    if read.sums is not None and across is not None:
+        assert close(read.sums, across.double().T @ x.double())
+    with_bytes = kernels.read(x, down, across, quantised=True)
+    assert with_bytes.quantised is not None
+    if with_bytes.low is not None and read.low is not None:
+        assert torch.equal(with_bytes.low, read.low)
+
+
 def test_rows_of_zeros_stay_zeros(int8: Plain) -> None:
-    rows = int8.quantise(torch.zeros(3, 50))
+    rows = eight_bits(int8, torch.zeros(3, 50))
     assert int8.int8_product(rows, int8.int8_weight(torch.zeros(4, 50))).abs().max() == 0
 
 
@@ -212,8 +251,12 @@ def test_results_do_not_depend_on_the_number_of_threads(int8: Plain) -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             starts = torch.tensor([0, 150, 201])
-            product = int8.int8_product(int8.quantise(x), int8.int8_weight(weight))
-            found.append((product, int8.attention(q, q, q, starts, Head(0.1))[0]))
+            product = int8.int8_product(eight_bits(int8, x), int8.int8_weight(weight))
+            read = int8.read(x, weight[:8], x[:, :5])
+            assert read.low is not None
+            assert read.sums is not None
+            attended = int8.attention(q, q, q, starts, Head(0.1))[0]
+            found.append((product, read.low, read.sums, attended))
     finally:
         torch.set_num_threads(before)
     if int8.name == "native":
@@ -271,7 +314,7 @@ def test_a_processor_without_8_bit_products_gets_them_plain(
     wrapper.chmod(0o755)
     monkeypatch.setenv("CXX", str(wrapper))
     old, x, weight = native(), draw(7, 130), draw(20, 130)
-    found = old.int8_product(old.quantise(x), old.int8_weight(weight))
+    found = old.int8_product(eight_bits(old, x), old.int8_weight(weight))
     assert close(found, _rounded(x) @ _rounded(weight).T)
     q, starts = draw(90, 2, 64), torch.tensor([0, 20, 90])
     expected = Plain().attention(q, q, q, starts, Head(0.1))[0]

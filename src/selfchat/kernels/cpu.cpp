@@ -8,10 +8,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <utility>
 #include <vector>
-#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#ifdef __AVX512F__
 #include <immintrin.h>
+#endif
+#if defined(__AVX512F__) && defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #define HAS_VNNI 1
 #else
 #define HAS_VNNI 0
@@ -58,22 +61,51 @@ inline void put(bf16* p, float x) {
   std::memcpy(&bits, &x, 4);
   p->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
+// The first `count` numbers at p, and zeros.
+template <typename T>
+v16 load_some(const T* p, long count) {
+  v16 x = {};
+  for (long i = 0; i < std::min(count, long(W)); i++) x[i] = get(p + i);
+  return x;
+}
+
+template <typename T>
+void store_some(T* p, v16 x, long count) {
+  for (long i = 0; i < std::min(count, long(W)); i++) put(p + i, x[i]);
+}
+
+typedef float v8 __attribute__((vector_size(32)));
+typedef float v4 __attribute__((vector_size(16)));
+// The vector folded in halves to four numbers.
+template <class F>
+inline v4 fold(v16 x, F f) {
+  v8 halves[2];
+  std::memcpy(halves, &x, sizeof x);
+  v8 half = f(halves[0], halves[1]);
+  v4 quarters[2];
+  std::memcpy(quarters, &half, sizeof half);
+  return f(quarters[0], quarters[1]);
+}
 inline float sum(v16 x) {
-  float total = 0;
-  for (int i = 0; i < W; i++) total += x[i];
-  return total;
+  v4 a = fold(x, [](auto p, auto q) { return p + q; });
+  return (a[0] + a[2]) + (a[1] + a[3]);
 }
 inline float largest(v16 x) {
-  float most = x[0];
-  for (int i = 1; i < W; i++) most = std::max(most, x[i]);
-  return most;
+  v4 a = fold(x, [](auto p, auto q) { return p > q ? p : q; });
+  return std::max(std::max(a[0], a[2]), std::max(a[1], a[3]));
 }
+#ifdef __AVX512F__  // one instruction, which compilers do not make of the comparison
+inline v16 max(v16 a, v16 b) { return (v16)_mm512_max_ps((__m512)a, (__m512)b); }
+inline v16 min(v16 a, v16 b) { return (v16)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 inline v16 max(v16 a, v16 b) { return a > b ? a : b; }
+inline v16 min(v16 a, v16 b) { return a < b ? a : b; }
+#endif
+inline v16 magnitude(v16 x) { return (v16)((i16v)x & 0x7fffffff); }
 
 // Relative error below 2e-7 on [-87, 88]; smaller arguments give the smallest value of that range.
 inline v16 exp(v16 x) {
-  x = max(x, splat(-87.0f));
-  x = x < splat(88.0f) ? x : splat(88.0f);
+  x = min(max(x, splat(-87.0f)), splat(88.0f));
   const v16 magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   v16 shifted = x * 1.44269504088896341f + magic;
   v16 n = shifted - magic;
@@ -128,6 +160,8 @@ template <int V>
 inline void column(long m, long k, const float* a, long ar, long ac, const float* b, long ldb, float* c,
                    long ldc, bool add) {
   long i = 0;
+  if (V <= 2)  // so many sums that each has time to be formed
+    for (; i + 12 <= m; i += 12) tile<12, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
   for (; i + 6 <= m; i += 6) tile<6, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
   for (; i + 2 <= m; i += 2) tile<2, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
   for (; i < m; i++) tile<1, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
@@ -151,11 +185,15 @@ struct Heads {
   long window;  // keys a query sees, itself included; 0 for all before it
 };
 
+// Rows widened, with zeros up to `padded` numbers and `all_rows` rows.
 template <typename T>
 void copy_rows(const T* from, long stride, long rows, long size, float* to, long padded, long all_rows) {
-  std::fill(to, to + all_rows * padded, 0.0f);
-  for (long i = 0; i < rows; i++)
-    for (long d = 0; d < size; d++) to[i * padded + d] = get(from + i * stride + d);
+  const long whole = size / W * W;
+  for (long i = 0; i < rows; i++, from += stride, to += padded) {
+    for (long d = 0; d < whole; d += W) store(to + d, load(from + d));
+    if (whole < padded) store(to + whole, load_some(from + whole, size - whole));
+  }
+  std::fill(to, to + (all_rows - rows) * padded, 0.0f);
 }
 
 // Transposed, in panels of 64 rows that lie together: [panel][size][64]; missing rows are zeros.
@@ -178,8 +216,11 @@ void product_with_rows(long m, long n, long k, const float* a, long lda, const f
 
 template <typename T>
 void store_rows(const float* from, long padded, long rows, long size, T* to, long stride) {
-  for (long i = 0; i < rows; i++)
-    for (long d = 0; d < size; d++) put(to + i * stride + d, from[i * padded + d]);
+  const long whole = size / W * W;
+  for (long i = 0; i < rows; i++, from += padded, to += stride) {
+    for (long d = 0; d < whole; d += W) store(to + d, load(from + d));
+    if (whole < size) store_some(to + whole, load(from + whole), size - whole);
+  }
 }
 
 // Weights of one row of scores in place: exp(scale s - shift) for the keys first..last, 0 for the others.
@@ -208,12 +249,22 @@ inline float row_largest(const float* row, long first, long last) {
   return most;
 }
 
+// The sequences in the order in which they are begun, so that threads end together.
+std::vector<long> longest_first(const long* starts, long sequences) {
+  std::vector<long> order(sequences);
+  std::iota(order.begin(), order.end(), 0L);
+  std::stable_sort(order.begin(), order.end(), [&](long a, long b) {
+    return starts[a + 1] - starts[a] > starts[b + 1] - starts[b];
+  });
+  return order;
+}
+
 template <typename T>
 void attend(const T* q, const T* k, const T* v, long length, const Heads& h, long kv, T* out, float* lse,
             long tokens) {
   const long keys = round_up(length, W), qs = h.count * h.size, ks = h.count / h.groups * h.size;
   std::vector<float> kt(h.size * round_up(length, KEYS)), vs(keys * h.padded), scores(BLOCK * keys), o(BLOCK * h.padded),
-      qb(BLOCK * h.padded);
+      qb(BLOCK * h.padded), totals(BLOCK);
   copy_transposed(k + kv * h.size, ks, length, h.size, kt.data());
   copy_rows(v + kv * h.size, ks, length, h.size, vs.data(), h.padded, keys);
   for (long head = kv * h.groups; head < (kv + 1) * h.groups; head++)
@@ -227,10 +278,11 @@ void attend(const T* q, const T* k, const T* v, long length, const Heads& h, lon
         const float most = row_largest(row, first, last) * h.scale;
         const float total = weigh(row, first, last, end, h.scale, most);
         lse[head * tokens + last] = most + std::log(total);
-        const float inverse = 1.0f / total;
-        for (long j = 0; j < end; j += W) store(row + j, load(row + j) * inverse);
+        totals[i] = total;
       }
       product(rows, h.padded, end, scores.data(), keys, 1, vs.data(), h.padded, o.data(), h.padded, false);
+      for (long i = 0; i < rows; i++)
+        for (long d = 0; d < h.padded; d += W) store(o.data() + i * h.padded + d, load(o.data() + i * h.padded + d) / totals[i]);
       store_rows(o.data(), h.padded, rows, h.size, out + from * qs + head * h.size, qs);
     }
 }
@@ -334,19 +386,6 @@ struct GeluTanh {
   }
 };
 
-// The first `count` numbers at p, and zeros.
-template <typename T>
-v16 load_some(const T* p, long count) {
-  v16 x = {};
-  for (long i = 0; i < std::min(count, long(W)); i++) x[i] = get(p + i);
-  return x;
-}
-
-template <typename T>
-void store_some(T* p, v16 x, long count) {
-  for (long i = 0; i < std::min(count, long(W)); i++) put(p + i, x[i]);
-}
-
 template <typename T, typename A>
 void gated(const T* gate, const T* up, long count, T* y, int threads) {
   const long whole = count / W * W;
@@ -394,6 +433,77 @@ void rotate_rows(const T* x, const float* cos, const float* sin, long rows, long
     }
 }
 
+// ---- 8-bit products ------------------------------------------------------------------------------------
+// Weights lie in panels of 64 outputs: [panel][depth / 4][64][4] bytes, with a scale and a correction for
+// each output and each group of `group` numbers along the depth. Activations are bytes q + 128.
+
+constexpr long PANEL = 64;
+
+// One row x (depth) in 8 bits.
+void quantise_row(const float* x, long depth, long stride, long group, uint8_t* q, float* scales) {
+  for (long j = depth; j < stride; j++) q[j] = 128;
+  for (long from = 0; from < depth; from += group) {
+    const long to = std::min(depth, from + group);
+    v16 found = {};
+    long j = from;
+    for (; j + W <= to; j += W) found = max(found, magnitude(load(x + j)));
+    float most = largest(found);
+    for (; j < to; j++) most = std::max(most, std::fabs(x[j]));
+    *scales++ = most / 127.0f;
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    const float magic = 12582912.0f + 128.0f;
+    for (j = from; j + W <= to; j += W) {
+      v16 t = load(x + j) * inverse + magic;
+      *reinterpret_cast<b16u*>(q + j) = __builtin_convertvector((i16v)t & 0xff, b16);
+    }
+    for (; j < to; j++) q[j] = uint8_t(int(std::nearbyint(x[j] * inverse)) + 128);
+  }
+}
+
+// Reads rows once for all that is wanted of them, each of which may be null:
+// q (rows, stride), the rows in 8 bits, where `stride` is a multiple of 4 and what is beyond the depth
+// meets weights of 0; low = x downᵀ with down (narrow, depth); sums = acrossᵀ x with across (rows, wide).
+// Sums are formed over PART rows at a time and then added in order, so that threads do not change them.
+template <typename T>
+void read_rows(const T* x, long rows, long depth, long stride, long group, uint8_t* q, float* scales,
+               const float* down, long narrow, float* low, const float* across, long wide, float* sums,
+               int threads) {
+  constexpr long PART = 144, BLOCK_ROWS = 48;
+  const long parts = (rows + PART - 1) / PART, groups = (depth + group - 1) / group;
+  const long columns = round_up(narrow, W), padded = round_up(depth, W);
+  std::vector<float> turned(down ? depth * columns : 0), found(across ? parts * wide * padded : 0);
+  for (long r = 0; down && r < narrow; r++)
+    for (long k = 0; k < depth; k++) turned[k * columns + r] = down[r * depth + k];
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> lows(BLOCK_ROWS * columns), block(BLOCK_ROWS * padded);
+#pragma omp for schedule(dynamic)
+    for (long part = 0; part < parts; part++)
+      for (long m = part * PART; m < std::min(rows, (part + 1) * PART); m += BLOCK_ROWS) {
+        const long here = std::min({BLOCK_ROWS, rows - m, (part + 1) * PART - m});
+        copy_rows(x + m * depth, depth, here, depth, block.data(), padded, here);
+        for (long i = 0; q && i < here; i++)
+          quantise_row(block.data() + i * padded, depth, stride, group, q + (m + i) * stride,
+                       scales + (m + i) * groups);
+        if (down) {
+          product(here, columns, depth, block.data(), padded, 1, turned.data(), columns, lows.data(), columns,
+                  false);
+          store_rows(lows.data(), columns, here, narrow, low + m * narrow, narrow);
+        }
+        if (across)
+          product(wide, padded, here, across + m * wide, 1, wide, block.data(), padded,
+                  found.data() + part * wide * padded, padded, true);
+      }
+  }
+  for (long r = 0; across && r < wide; r++) {
+    float* total = found.data() + r * padded;
+    for (long part = 1; part < parts; part++)
+      for (long k = 0; k < padded; k += W)
+        store(total + k, load(total + k) + load(total + part * wide * padded + k));
+    std::memcpy(sums + r * depth, total, depth * sizeof(float));
+  }
+}
+
 }  // namespace
 
 extern "C" {
@@ -426,15 +536,21 @@ int have_int8_products() { return HAS_VNNI; }
                      float sign, T* y, int threads) {                                                     \
     rotate_rows(x, cos, sin, rows, heads, size, sign, y, threads);                                        \
   }                                                                                                       \
+  void read_rows_##name(const T* x, long rows, long depth, long stride, long group, uint8_t* q,            \
+                        float* scales, const float* down, long narrow, float* low, const float* across,   \
+                        long wide, float* sums, int threads) {                                            \
+    read_rows(x, rows, depth, stride, group, q, scales, down, narrow, low, across, wide, sums, threads);  \
+  }                                                                                                       \
   void attention_##name(const T* q, const T* k, const T* v, const long* starts, long sequences,           \
                         long heads, long kv_heads, long size, float scale, long window, T* out,           \
                         float* lse, int threads) {                                                        \
     const Heads h{heads, heads / kv_heads, size, round_up(size, W), scale, window};                       \
     const long tokens = starts[sequences], qs = heads * size, ks = kv_heads * size;                       \
+    const std::vector<long> order = longest_first(starts, sequences);                                     \
     _Pragma("omp parallel for num_threads(threads) schedule(dynamic)") for (long t = 0;                   \
                                                                             t < sequences * kv_heads;     \
                                                                             t++) {                        \
-      const long s = t / kv_heads, at = starts[s];                                                        \
+      const long s = order[t / kv_heads], at = starts[s];                                                 \
       attend(q + at * qs, k + at * ks, v + at * ks, starts[s + 1] - at, h, t % kv_heads, out + at * qs,   \
              lse + at, tokens);                                                                           \
     }                                                                                                     \
@@ -445,10 +561,11 @@ int have_int8_products() { return HAS_VNNI; }
                                  int threads) {                                                           \
     const Heads h{heads, heads / kv_heads, size, round_up(size, W), scale, window};                       \
     const long tokens = starts[sequences], qs = heads * size, ks = kv_heads * size;                       \
+    const std::vector<long> order = longest_first(starts, sequences);                                     \
     _Pragma("omp parallel for num_threads(threads) schedule(dynamic)") for (long t = 0;                   \
                                                                             t < sequences * kv_heads;     \
                                                                             t++) {                        \
-      const long s = t / kv_heads, at = starts[s];                                                        \
+      const long s = order[t / kv_heads], at = starts[s];                                                 \
       attend_backward(q + at * qs, k + at * ks, v + at * ks, out + at * qs, dout + at * qs, lse + at,     \
                       starts[s + 1] - at, h, t % kv_heads, dq + at * qs, dk + at * ks, dv + at * ks,      \
                       tokens);                                                                            \
@@ -483,43 +600,6 @@ void cross_entropy_f32(float* logits, const long* targets, long rows, long width
     for (j = 0; j + W <= width; j += W) store(row + j, load(row + j) * inverse);
     for (; j < width; j++) row[j] *= inverse;
     row[targets[i]] -= 1.0f;
-  }
-}
-
-// ---- 8-bit products ------------------------------------------------------------------------------------
-// Weights lie in panels of 64 outputs: [panel][depth / 4][64][4] bytes, with a scale and a correction for
-// each output and each group of `group` numbers along the depth. Activations are bytes q + 128.
-
-constexpr long PANEL = 64;
-
-// Rows of q are `stride` bytes apart, a multiple of 4; what is beyond the depth meets weights of 0.
-void quantise_rows_f32(const float* x, long rows, long depth, long stride, long group, uint8_t* q,
-                       float* scales, int threads) {
-  const long groups = (depth + group - 1) / group;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long i = 0; i < rows; i++) {
-    uint8_t* out = q + i * stride;
-    for (long j = depth; j < stride; j++) out[j] = 128;
-    for (long g = 0; g < groups; g++) {
-      const long from = g * group, to = std::min(depth, from + group);
-      const float* in = x + i * depth;
-      v16 found = {};
-      long j = from;
-      for (; j + W <= to; j += W) {
-        v16 a = load(in + j);
-        found = max(found, max(a, -a));
-      }
-      float most = largest(found);
-      for (; j < to; j++) most = std::max(most, std::fabs(in[j]));
-      scales[i * groups + g] = most / 127.0f;
-      const float inverse = most > 0 ? 127.0f / most : 0.0f;
-      const float magic = 12582912.0f + 128.0f;
-      for (j = from; j + W <= to; j += W) {
-        v16 t = load(in + j) * inverse + magic;
-        *reinterpret_cast<b16u*>(out + j) = __builtin_convertvector((i16v)t & 0xff, b16);
-      }
-      for (; j < to; j++) out[j] = uint8_t(int(std::nearbyint(in[j] * inverse)) + 128);
-    }
   }
 }
 
@@ -561,6 +641,7 @@ void pack_f32(const float* weight, long outputs, long depth, long stride, long g
 #if HAS_VNNI
 namespace {
 
+template <typename T>
 struct Int8Product {
   long outputs, depth, group, groups;
   const uint8_t* q;
@@ -573,12 +654,12 @@ struct Int8Product {
   const float* b;   // (rank, outputs)
   long rank;
   bool add;
-  float* y;
+  T* y;
 };
 
 // Adds the products of R rows with a panel over one group of the depth to `total` (R, 64).
-template <int R>
-void int8_group(const Int8Product& w, long m, long panel, long g, float* total) {
+template <int R, typename T>
+void int8_group(const Int8Product<T>& w, long m, long panel, long g, float* total) {
   const long from = g * w.group, to = std::min(w.depth, from + w.group);
   __m512i acc[R][4];
   const int32_t* start = w.corrections + (panel * w.groups + g) * PANEL;
@@ -613,8 +694,8 @@ void int8_group(const Int8Product& w, long m, long panel, long g, float* total) 
 }
 
 // Adds u b to `total` (R, 64); b has at least `width` columns here.
-template <int R>
-void add_low(const Int8Product& w, long m, long n, long width, float* total) {
+template <int R, typename T>
+void add_low(const Int8Product<T>& w, long m, long n, long width, float* total) {
   if (width < PANEL) {
     for (int i = 0; i < R; i++)
       for (long r = 0; r < w.rank; r++)
@@ -640,27 +721,29 @@ void add_low(const Int8Product& w, long m, long n, long width, float* total) {
 }
 
 // R rows and a panel over the groups first..last; the last groups bring bias and low-rank term.
-template <int R>
-void int8_tile(const Int8Product& w, long m, long panel, long first, long last) {
+template <int R, typename T>
+void int8_tile(const Int8Product<T>& w, long m, long panel, long first, long last) {
   alignas(64) float total[R * PANEL] = {};
   const long n = panel * PANEL, here = std::min(PANEL, w.outputs - n);
   for (int i = 0; i < R; i++)  // so that the lines have come when they are written
-    for (long j = 0; j < here; j += W) __builtin_prefetch(w.y + (m + i) * w.outputs + n + j, 1);
+    for (long j = 0; j < here; j += 64 / long(sizeof(T))) __builtin_prefetch(w.y + (m + i) * w.outputs + n + j, 1);
   for (long g = first; g < last; g++) int8_group<R>(w, m, panel, g, total);
   const bool ends = last == w.groups, add = w.add || first > 0;
   if (w.rank && ends) add_low<R>(w, m, n, here, total);
   for (int i = 0; i < R; i++) {
-    float *t = total + i * PANEL, *y = w.y + (m + i) * w.outputs + n;
+    float* t = total + i * PANEL;
+    T* y = w.y + (m + i) * w.outputs + n;
     if (w.bias && ends)
       for (long j = 0; j < here; j++) t[j] += w.bias[n + j];
-    if (add)
-      for (long j = 0; j < here; j++) y[j] += t[j];
+    if (here == PANEL)
+      for (long j = 0; j < PANEL; j += W) store(y + j, add ? load(y + j) + load(t + j) : load(t + j));
     else
-      std::memcpy(y, t, here * sizeof(float));
+      for (long j = 0; j < here; j++) put(y + j, add ? get(y + j) + t[j] : t[j]);
   }
 }
 
-void int8_rows(const Int8Product& w, long m, long end, long panel, long first, long last) {
+template <typename T>
+void int8_rows(const Int8Product<T>& w, long m, long end, long panel, long first, long last) {
   for (; m + 6 <= end; m += 6) int8_tile<6>(w, m, panel, first, last);
   for (; m + 2 <= end; m += 2) int8_tile<2>(w, m, panel, first, last);
   for (; m < end; m++) int8_tile<1>(w, m, panel, first, last);
@@ -669,15 +752,11 @@ void int8_rows(const Int8Product& w, long m, long end, long panel, long first, l
 // What one thread works on stays in its cache: rows, panels and depth of a task.
 constexpr long TASK_ROWS = 96, TASK_PANELS = 16, TASK_DEPTH = 4096;
 
-}  // namespace
-
-extern "C" void int8_product_f32(const uint8_t* q, const float* q_scales, const int8_t* packed,
-                                 const float* scales, const int32_t* corrections, const float* bias,
-                                 const float* u, const float* b, long rank, long rows, long outputs,
-                                 long depth, long group, long add, float* y, int threads) {
-  const Int8Product w{outputs, depth, group, (depth + group - 1) / group, q, q_scales, packed,
-                      scales,  corrections, bias, u, b, rank, add != 0, y};
-  const long panels = (outputs + PANEL - 1) / PANEL, step = std::max(1L, TASK_DEPTH / group);
+template <typename T>
+void int8_product(const Int8Product<T>& w, long rows, int threads) {
+  const long panels = (w.outputs + PANEL - 1) / PANEL;
+  // Sums are not rounded half-way: narrow results are formed over the whole depth at once.
+  const long step = sizeof(T) < sizeof(float) ? w.groups : std::max(1L, TASK_DEPTH / w.group);
   const long row_tasks = (rows + TASK_ROWS - 1) / TASK_ROWS;
   const long fair = std::max(1L, panels * row_tasks / (4 * threads));  // so that no thread waits
   const long wide = std::min(TASK_PANELS, fair), panel_tasks = (panels + wide - 1) / wide;
@@ -689,4 +768,20 @@ extern "C" void int8_product_f32(const uint8_t* q, const float* q_scales, const 
         int8_rows(w, m, std::min(rows, m + TASK_ROWS), panel, first, std::min(w.groups, first + step));
   }
 }
+
+}  // namespace
+
+#define INT8_PRODUCT(name, T)                                                                             \
+  extern "C" void int8_product_##name(                                                                    \
+      const uint8_t* q, const float* q_scales, const int8_t* packed, const float* scales,                 \
+      const int32_t* corrections, const float* bias, const float* u, const float* b, long rank, long rows, \
+      long outputs, long depth, long group, long add, T* y, int threads) {                                \
+    const long groups = (depth + group - 1) / group;                                                      \
+    int8_product(Int8Product<T>{outputs, depth, group, groups, q, q_scales, packed, scales, corrections,  \
+                                bias, u, b, rank, add != 0, y},                                           \
+                 rows, threads);                                                                          \
+  }
+
+INT8_PRODUCT(f32, float)
+INT8_PRODUCT(bf16, bf16)
 #endif

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from selfchat.core.errors import SelfchatError
 from selfchat.core.files import cache_directory
-from selfchat.kernels.plain import GROUP, Activation, Head, Int8Weight, Plain, Quantised
+from selfchat.kernels.plain import GROUP, Activation, Head, Int8Weight, Plain, Quantised, Read
 
 _FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fPIC"),
@@ -109,16 +109,31 @@ class Native(Plain):
         self._call("cross_entropy", logits, logits, targets, rows, width, losses)
         return losses
 
-    def quantise(self, x: Tensor) -> Quantised:
-        if not self._has_int8:
-            return super().quantise(x)
+    def read(
+        self,
+        x: Tensor,
+        down: Tensor | None = None,
+        across: Tensor | None = None,
+        quantised: bool = False,
+    ) -> Read:
+        if quantised and not self._has_int8:
+            return super().read(x, down, across, quantised)
         x = x.contiguous()
         rows, depth = x.shape
-        stride = _padded(depth)
-        values = torch.empty(rows, stride, dtype=torch.uint8)
-        scales = torch.empty(rows, -(-depth // GROUP))
-        self._call("quantise_rows", x, x, rows, depth, stride, GROUP, values, scales)
-        return Quantised(values, scales)
+        stride, narrow, wide = _padded(depth), _length(down, 0), _length(across, 1)
+        held = low = sums = None
+        if quantised:
+            scales = torch.empty(rows, -(-depth // GROUP))
+            held = Quantised(torch.empty(rows, stride, dtype=torch.uint8), scales)
+        if down is not None:
+            down, low = down.float().contiguous(), torch.empty(rows, narrow)
+        if across is not None:
+            across, sums = across.float().contiguous(), torch.empty(wide, depth)
+        self._call(
+            "read_rows", x, x, rows, depth, stride, GROUP, *(held or (None, None)), down, narrow,
+            low, across, wide, sums,
+        )  # fmt: skip
+        return Read(held, low, sums)
 
     def int8_weight(self, weight: Tensor) -> Int8Weight:
         if not self._has_int8:
@@ -142,12 +157,13 @@ class Native(Plain):
         bias: Tensor | None = None,
         low: tuple[Tensor, Tensor] | None = None,
         into: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         if not self._has_int8:
-            return super().int8_product(rows, weight, bias, low, into)
+            return super().int8_product(rows, weight, bias, low, into, dtype)
         count, stride = rows.values.shape
-        y = torch.empty(count, weight.outputs) if into is None else into
-        u, b = (low[0].contiguous(), low[1].contiguous()) if low else (None, None)
+        y = torch.empty(count, weight.outputs, dtype=dtype) if into is None else into
+        u, b = (part.float().contiguous() for part in low) if low else (None, None)
         self._call(
             "int8_product", y, rows.values, rows.scales, weight.values, weight.scales,
             weight.corrections, bias, u, b, 0 if b is None else len(b), count, weight.outputs,
@@ -173,6 +189,10 @@ def _argument(value: Tensor | float | None) -> Any:
 def _sizes(q: Tensor, k: Tensor, starts: Tensor, head: Head) -> tuple[float, ...]:
     _, heads, size = q.shape
     return len(starts) - 1, heads, k.shape[1], size, float(head.scale), head.window
+
+
+def _length(matrix: Tensor | None, axis: int) -> int:
+    return 0 if matrix is None else matrix.shape[axis]
 
 
 def _padded(depth: int) -> int:

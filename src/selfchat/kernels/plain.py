@@ -32,6 +32,14 @@ class Quantised(NamedTuple):
     scales: Tensor
 
 
+class Read(NamedTuple):
+    """What was formed of rows x (tokens, depth) in one pass: they in 8 bits, and thin products."""
+
+    quantised: Quantised | None
+    low: Tensor | None  # x downᵀ, (tokens, narrow)
+    sums: Tensor | None  # acrossᵀ x, (wide, depth)
+
+
 class Int8Weight(NamedTuple):
     """Frozen weights (outputs, depth) for products with quantised rows.
 
@@ -138,10 +146,27 @@ class Plain:
         logits.sub_(log_sum).exp_().scatter_add_(1, at, torch.full_like(at, -1, dtype=logits.dtype))
         return losses
 
-    def quantise(self, x: Tensor) -> Quantised:
-        """Round fp32 rows to 255 levels of the largest magnitude of each group of 64 numbers."""
-        values, scales = _quantise(x)
-        return Quantised(values, scales)
+    def read(
+        self,
+        x: Tensor,
+        down: Tensor | None = None,
+        across: Tensor | None = None,
+        quantised: bool = False,
+    ) -> Read:
+        """What is wanted of rows x (tokens, depth) among three things.
+
+        Args:
+            down: (narrow, depth), multiplied with each row.
+            across: (tokens, wide), by which the rows are weighed and summed.
+            quantised: round the rows to 255 levels of the largest magnitude of each GROUP numbers.
+
+        The thin products are fp32.
+        """
+        return Read(
+            Quantised(*_quantise(x.float())) if quantised else None,
+            None if down is None else x.float() @ down.float().T,
+            None if across is None else across.float().T @ x.float(),
+        )
 
     def int8_weight(self, weight: Tensor) -> Int8Weight:
         """Quantise weights (outputs, depth) likewise, once."""
@@ -156,11 +181,13 @@ class Plain:
         bias: Tensor | None = None,
         low: tuple[Tensor, Tensor] | None = None,
         into: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """`rows weightᵀ + bias + u b` in fp32, with low = u (tokens, rank), b (rank, outputs).
+        """`rows weightᵀ + bias + u b`, summed in fp32; low = u (tokens, rank), b (rank, outputs).
 
         Args:
             into: what the result is added to, in place.
+            dtype: of the result, where `into` is not given.
         """
         y = torch.zeros(len(rows.values), weight.outputs, device=rows.values.device)
         for group, start in enumerate(range(0, weight.depth, GROUP)):
@@ -172,8 +199,8 @@ class Plain:
         if bias is not None:
             y += bias
         if low is not None:
-            y.addmm_(low[0], low[1])
-        return y if into is None else into.add_(y)
+            y.addmm_(low[0].float(), low[1].float())
+        return y.to(dtype) if into is None else into.add_(y)
 
     def dropout_mask(self, keys: Tensor, width: int, share: float) -> Tensor:
         """1 where a number is kept, (tokens, width) bool; keys (tokens) int64 name the tokens.

@@ -7,7 +7,7 @@ low-rank term `u b`, u (tokens, rank) and b (rank, outputs), on the way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,14 @@ _QUANTISED = frozenset(
 )
 
 
+class Read(NamedTuple):
+    """What was formed of rows x (tokens, width); None for what was not asked for."""
+
+    rows: Any  # x as products take it
+    low: Any  # x downᵀ, (tokens, narrow)
+    sums: Any  # acrossᵀ x, (wide, width)
+
+
 class FrozenLinear(nn.Module):
     """`y = x Wᵀ + bias` with W (outputs, inputs) in fp32 or bf16, which gets no gradient."""
 
@@ -30,6 +38,7 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight: Tensor = linear.weight
+        self.dtype = linear.weight.dtype  # of the results
         self.bias: Tensor | None = linear.bias
 
     @property
@@ -51,18 +60,36 @@ class FrozenLinear(nn.Module):
 
     def prepare(self, x: Tensor) -> Any:
         """Rows (tokens, width) as `product` and `gradient` of this kind of layer take them."""
-        return x
+        return self.read(x).rows
+
+    def read(
+        self,
+        x: Tensor,
+        down: Tensor | None = None,
+        across: Tensor | None = None,
+        prepared: bool = True,
+    ) -> Read:
+        """What is wanted of rows (tokens, width), in as few passes as can be: they prepared, and
+        their thin products with `down` (narrow, width) and `across` (tokens, wide).
+        """
+        x = x.to(self.dtype)
+        narrow, wide = (None if part is None else part.to(x.dtype) for part in (down, across))
+        return Read(
+            x,
+            None if narrow is None else x @ narrow.T,
+            None if wide is None else wide.T @ x,
+        )
 
     def product(self, rows: Any, low: Low | None = None) -> Tensor:
         """`rows Wᵀ + bias + u b`, (tokens, outputs)."""
         weight = self.dense()
         y = rows @ weight.T if self.bias is None else _affine(rows, weight, self.bias)
-        return y if low is None else y.addmm_(*low)
+        return y if low is None else y.addmm_(*(part.to(y.dtype) for part in low))
 
     def gradient(self, slope: Any, low: Low | None = None, into: Tensor | None = None) -> Tensor:
         """`slope W + u b`, (tokens, inputs), added to `into` in place where that is given."""
         x = slope @ self.dense() if into is None else into.addmm_(slope, self.dense())
-        return x if low is None else x.addmm_(*low)
+        return x if low is None else x.addmm_(*(part.to(x.dtype) for part in low))
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -91,19 +118,20 @@ class Int8Linear(FrozenLinear):
     """W in 8 bits, quantised once for each of the two products; rows in 8 bits as they come.
 
     W (outputs, inputs) has a scale for each output and group of inputs, and the copy for the
-    gradient one for each input and group of outputs. The results are in the dtype that the
-    weights had.
+    gradient one for each input and group of outputs.
     """
 
-    def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
+    def __init__(self, linear: nn.Linear, kernels: Plain, dtype: torch.dtype | None = None) -> None:
+        """Results are in `dtype`, by default that of the weights."""
         super().__init__(linear)
         self._kernels = kernels
         weight = linear.weight.detach()
-        self._dtype = weight.dtype
+        self.dtype = dtype or weight.dtype
         self._forward_weight = kernels.int8_weight(weight)
         self._gradient_weight = kernels.int8_weight(weight.T)
-        self.bias = None if linear.bias is None else linear.bias.float()
-        del self.weight
+        bias = None if linear.bias is None else linear.bias.detach().float()
+        del self.weight, self.bias
+        self.register_buffer("bias", bias, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -112,18 +140,24 @@ class Int8Linear(FrozenLinear):
     def thawed(self) -> nn.Linear:
         raise UsageError("merging needs unquantised base weights")
 
-    def prepare(self, x: Tensor) -> Quantised:
-        return self._kernels.quantise(x.float())
+    def read(
+        self,
+        x: Tensor,
+        down: Tensor | None = None,
+        across: Tensor | None = None,
+        prepared: bool = True,
+    ) -> Read:
+        return Read(*self._kernels.read(x, down, across, prepared))
 
     def product(self, rows: Quantised, low: Low | None = None) -> Tensor:
-        y = self._kernels.int8_product(rows, self._forward_weight, self.bias, low)
-        return y.to(self._dtype)
+        return self._kernels.int8_product(
+            rows, self._forward_weight, self.bias, low, dtype=self.dtype
+        )
 
     def gradient(
         self, slope: Quantised, low: Low | None = None, into: Tensor | None = None
     ) -> Tensor:
-        x = self._kernels.int8_product(slope, self._gradient_weight, None, low, into)
-        return x.to(self._dtype)
+        return self._kernels.int8_product(slope, self._gradient_weight, None, low, into, self.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
         """Move the quantised weights too; their kinds of numbers stay."""

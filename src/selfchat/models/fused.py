@@ -15,7 +15,6 @@ from torch.func import functional_call
 
 from selfchat.core.errors import UsageError
 from selfchat.kernels.plain import Activation, Head, Plain
-from selfchat.models.lora import AGAIN
 from selfchat.models.packing import Packing, current_packing, packed
 
 _NAME = "selfchat"  # of our attention, among those of transformers
@@ -96,8 +95,6 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _Norm.apply(x, self.weight, self._eps, self._kernels)  # type: ignore[no-untyped-call]
-        kept = x.detach()
-        setattr(y, AGAIN, lambda: self._kernels.rms_norm(kept, self.weight, self._eps)[0])
         return y
 
 
@@ -114,8 +111,6 @@ class FusedMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         inner = _Gate.apply(gate, up, self._activation, self._kernels)  # type: ignore[no-untyped-call]
-        kept = gate.detach(), up.detach()
-        setattr(inner, AGAIN, lambda: self._kernels.gated(*kept, self._activation))
         y: Tensor = self.down_proj(inner)
         return y
 

@@ -15,7 +15,7 @@ from selfchat.kernels.plain import Plain
 from selfchat.models.frozen import FrozenLinear
 from selfchat.models.packing import Packed, packed
 
-_LOGITS = 6_000_000  # that exist at once; small enough to be kept in memory from chunk to chunk
+_LOGITS = 7_100_000  # that exist at once; small enough to be kept in memory from chunk to chunk
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -33,7 +33,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = head.product(head.prepare(hidden[here])).float()
             total += kernels.cross_entropy(logits, targets[here]).sum(dtype=torch.float64)
             if gradient is not None:
-                gradient[here] = head.gradient(head.prepare(logits.to(hidden.dtype)))
+                gradient[here] = head.gradient(head.prepare(logits))
         ctx.gradient = gradient
         return total
 

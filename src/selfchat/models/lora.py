@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -21,10 +21,6 @@ TARGET_MODULES: dict[Targets, tuple[str, ...]] = {
     "baize": ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"),
     "all-linear": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
-
-# The attribute of an input that tells how to compute it again: then it is not kept till backward.
-AGAIN = "again"
-Again = Callable[[], Tensor]
 
 # Layers of one module that are always called with the same input.
 _SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -97,8 +93,7 @@ class SharedInput:
         packing = current_packing()
         keys = packing.keys if packing and self.dropout else None
         adapters = [part for layer in self.layers for part in (layer.lora_a, layer.lora_b)]
-        again: Again | None = getattr(x, AGAIN, None)
-        ys = _Adapted.apply(rows, self, keys, again, *adapters)  # type: ignore[no-untyped-call]
+        ys = _Adapted.apply(rows, self, keys, *adapters)  # type: ignore[no-untyped-call]
         return tuple(y.view(*x.shape[:-1], -1) for y in ys)
 
     def dropped(self, rows: Tensor, keys: Tensor | None) -> Tensor:
@@ -117,57 +112,47 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: Tensor,
-        inputs: SharedInput,
-        keys: Tensor | None,
-        again: Again | None,
-        *adapters: Tensor,
+        ctx: Any, rows: Tensor, inputs: SharedInput, keys: Tensor | None, *adapters: Tensor
     ) -> tuple[Tensor, ...]:
         layers = inputs.layers
-        a = torch.cat(adapters[::2]).to(rows.dtype)
-        ranks = [len(each) for each in adapters[::2]]
-        lows = torch.split(inputs.dropped(rows, keys) @ a.T, ranks, 1)
-        prepared: dict[type, Any] = {}
-        outputs = []
-        for layer, low, b in zip(layers, lows, adapters[1::2], strict=True):
-            kind = type(layer.base)
-            if kind not in prepared:
-                prepared[kind] = layer.base.prepare(rows)
-            expand = (b.T * layer.scale).to(rows.dtype)
-            outputs.append(layer.base.product(prepared[kind], (low, expand)))
-        ctx.inputs, ctx.keys, ctx.again = inputs, keys, again
-        ctx.save_for_backward(rows if again is None else None, *lows, *adapters)
+        down = torch.cat(adapters[::2])
+        read = layers[0].base.read(rows, down if keys is None else None)
+        low = read.low if keys is None else inputs.dropped(rows, keys) @ down.to(rows.dtype).T
+        lows = torch.split(low, [len(each) for each in adapters[::2]], 1)
+        outputs = [
+            layer.base.product(read.rows, (low, b.T * layer.scale))
+            for layer, low, b in zip(layers, lows, adapters[1::2], strict=True)
+        ]
+        ctx.inputs, ctx.keys = inputs, keys
+        ctx.save_for_backward(rows, *lows, *adapters)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         inputs, keys, count = ctx.inputs, ctx.keys, len(slopes)
         rows, *saved = ctx.saved_tensors
-        if ctx.again is not None:
-            rows = ctx.again().view(len(slopes[0]), -1)
-            ctx.again = None  # it holds tensors, which a graph that is used up would keep
         lows, adapters = saved[:count], saved[count:]
         gradient: Tensor | None = None
         low_slopes, found = [], []
         for layer, slope, low, a, b in zip(
             inputs.layers, slopes, lows, adapters[::2], adapters[1::2], strict=True
         ):
-            slope = slope.contiguous()
-            low_slope = slope @ (b * layer.scale).to(slope.dtype)
-            low_slopes.append(low_slope)
-            found.append((slope.T @ low).float() * layer.scale)
+            up = b.T * layer.scale
+            read = layer.base.read(slope.contiguous(), up, low, ctx.needs_input_grad[0])
+            low_slopes.append(read.low)
+            found.append(read.sums.T.float() * layer.scale)
             if ctx.needs_input_grad[0]:
-                back = (low_slope, a.to(slope.dtype)) if keys is None else None
-                gradient = layer.base.gradient(layer.base.prepare(slope), back, gradient)
+                back = (read.low, a) if keys is None else None
+                gradient = layer.base.gradient(read.rows, back, gradient)
         low_slope = torch.cat(low_slopes, 1)
-        a_gradients = (low_slope.T @ inputs.dropped(rows, keys)).float()
+        base = inputs.layers[0].base
+        sums = base.read(inputs.dropped(rows, keys), None, low_slope, prepared=False).sums.float()
         if keys is not None and gradient is not None:
-            a = torch.cat(adapters[::2]).to(low_slope.dtype)
-            gradient = gradient + inputs.dropped(low_slope @ a, keys)
+            dropped = low_slope.to(gradient.dtype) @ torch.cat(adapters[::2]).to(gradient.dtype)
+            gradient = gradient + inputs.dropped(dropped, keys)
         ranks = [len(each) for each in adapters[::2]]
-        pairs = zip(torch.split(a_gradients, ranks), found, strict=True)
-        return (gradient, None, None, None, *(part for pair in pairs for part in pair))
+        pairs = zip(torch.split(sums, ranks), found, strict=True)
+        return (gradient, None, None, *(part for pair in pairs for part in pair))
 
 
 def add_lora(model: nn.Module, config: LoraConfig, rng_seed: int) -> None:

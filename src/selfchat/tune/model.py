@@ -67,7 +67,7 @@ def tuned_model(
     """
     if weights == "nf4":
         four_bit()
-    model = load_base(address, "bf16" if weights in ("bf16", "nf4") else "fp32", device)
+    model = load_base(address, "fp32" if weights == "fp32" else "bf16", device)
     return _prepared(model, weights, lora, rng_seed, kernels)
 
 
@@ -81,7 +81,7 @@ def _prepared(
         quantise_linears_to_nf4(model)
     add_lora(model, lora, rng_seed)
     head = model.get_output_embeddings()
-    held = Int8Linear(head, kernels) if weights == "int8" else FrozenLinear(head)
+    held = Int8Linear(head, kernels, torch.float32) if weights == "int8" else FrozenLinear(head)
     return TunedModel(model, kernels, held)
 
 
@@ -120,7 +120,7 @@ def _one_layer(address: str, dtype: torch.dtype) -> Any:
 def _layer_rate(
     address: str, weights: Weights, device: torch.device, lora: LoraConfig, kernels: Plain
 ) -> float:
-    model = _one_layer(address, torch.bfloat16 if weights == "bf16" else torch.float32).to(device)
+    model = _one_layer(address, torch.float32 if weights == "fp32" else torch.bfloat16).to(device)
     layer = _prepared(model, weights, lora, 0, kernels)
     size = sum(parameter.numel() for parameter in model.parameters()) or 1
     tokens = max(64, min(_TIMED_TOKENS, int(_TIMED_FLOPS / (4 * size))))
