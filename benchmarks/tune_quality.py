@@ -69,7 +69,8 @@ def exact_loss(base: str, adapter: Path, heldout: Path) -> float:
     model = load_base(base, "fp32", _CPU)
     load_adapter(model, adapter)
     renderer = make_renderer(load_tokenizer(base), "baize")
-    head, kernels = FrozenLinear(model.get_output_embeddings()), best_kernels(_CPU)[0]
+    kernels = best_kernels(_CPU)[0]
+    head = FrozenLinear(model.get_output_embeddings(), kernels)
     total = count = 0.0
     for example in make_examples(read_records(heldout, Dialogue), renderer, "assistant", 512).kept:
         rows = pack([example], _CPU)

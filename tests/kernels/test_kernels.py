@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from selfchat.kernels.native import NoCompiler, native
-from selfchat.kernels.plain import GROUP, Activation, Head, Plain, Quantised
+from selfchat.kernels.plain import GROUP, Activation, Dropout, Head, Plain, Quantised
 
 
 def _native() -> Plain:
@@ -263,15 +263,45 @@ def test_results_do_not_depend_on_the_number_of_threads(int8: Plain) -> None:
         assert all(torch.equal(a, b) for pair in found for a, b in zip(pair, found[0], strict=True))
 
 
+def keys_for(rows: int) -> Tensor:
+    return torch.randint(0, 1 << 40, (rows,), generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
-def test_a_dropout_mask_drops_its_share_and_depends_on_the_keys_only(
-    kernels: Plain, share: float
+def test_dropout_drops_its_share_and_depends_on_the_keys_only(kernels: Plain, share: float) -> None:
+    """Rows of ones, read through a matrix of ones on its diagonal, show what is kept."""
+    keys, ones, eye = keys_for(2000), torch.ones(2000, 90), torch.eye(90)
+    seen = kernels.read(ones, eye, dropout=Dropout(keys, share)).low
+    assert seen is not None
+    assert abs(float((seen == 0).float().mean()) - share) < 0.005
+    assert torch.allclose(seen[seen != 0], torch.tensor(1 / (1 - share)))
+    assert torch.equal(seen, Plain().dropped(ones, Dropout(keys, share)))
+    some = kernels.read(ones[:100], eye, dropout=Dropout(keys[100:200], share)).low
+    assert some is not None
+    assert torch.equal(some, seen[100:200])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "depth"), [(1, 1), (65, 64), (301, 577)])
+def test_thin_products_see_what_dropout_leaves(
+    kernels: Plain, rows: int, depth: int, dtype: torch.dtype
 ) -> None:
-    keys = torch.randint(0, 1 << 31, (2000,), generator=torch.Generator().manual_seed(1))
-    mask = kernels.dropout_mask(keys, 96, share)
-    assert abs(float(1 - mask.float().mean()) - share) < 0.005
-    assert torch.equal(kernels.dropout_mask(keys[100:200], 96, share), mask[100:200])
-    assert torch.equal(mask, Plain().dropout_mask(keys, 96, share))
+    x, down, across = draw(rows, depth, dtype=dtype), draw(8, depth), draw(rows, 3)
+    dropout = Dropout(keys_for(rows), 0.3)
+    left = Plain().dropped(x.double(), dropout)
+    _, low, sums = kernels.read(x, down, across, dropout)
+    assert low is not None
+    assert sums is not None
+    assert close(low, left @ down.double().T)
+    assert close(sums, across.double().T @ left)
+    eight = eight_bits(kernels, x)
+    with_dropout = kernels.read(x, down, across, dropout, quantised=True).quantised
+    assert with_dropout is not None
+    assert torch.equal(with_dropout.values, eight.values)  # the frozen layer sees all
+    y = x.clone()
+    kernels.add_dropped(y, (low, down), dropout)
+    back = Plain().dropped(low.double() @ down.double(), dropout)
+    assert close(y, x.double() + back)
 
 
 @pytest.fixture

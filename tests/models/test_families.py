@@ -297,7 +297,7 @@ def test_four_bits_give_what_their_rounded_weights_give(
     pytest.importorskip("bitsandbytes")
     address = folder_of(calmed(SUPPORTED[name]))
     rounded = load_base(address, "bf16", CPU)
-    quantise_linears_to_nf4(rounded)
+    quantise_linears_to_nf4(rounded, Plain())
     for path, layer in list(rounded.named_modules()):
         if isinstance(layer, Nf4Linear):
             linear = rounded.get_submodule(path.rpartition(".")[0])
@@ -314,7 +314,7 @@ def test_four_bits_are_near_the_weights_and_not_merged_into() -> None:
     pytest.importorskip("bitsandbytes")
     model = random_model(SUPPORTED["llama"])
     linear = model.model.layers[0].mlp.up_proj
-    assert quantise_linears_to_nf4(model) == 2 * 7
+    assert quantise_linears_to_nf4(model, Plain()) == 2 * 7
     held = model.model.layers[0].mlp.up_proj
     assert 0.01 < distance(held.dense(), linear.weight) < 0.12
     put_random_adapters(model)
@@ -419,7 +419,7 @@ def test_layers_that_share_weights_have_adapters_of_their_own() -> None:
     expected = computed_one_by_one(plain, names)
     fuse(model, Plain())
     add_lora(model, LORA, rng_seed=1)
-    tuned = TunedModel(model, Plain(), FrozenLinear(model.lm_head))
+    tuned = TunedModel(model, Plain(), FrozenLinear(model.lm_head, Plain()))
     assert_equal(computed_by_us(tuned, tensors), expected)
     merge_lora(plain)
     ids = torch.tensor([examples()[0].token_ids])

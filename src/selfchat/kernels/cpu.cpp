@@ -460,14 +460,61 @@ void quantise_row(const float* x, long depth, long stride, long group, uint8_t* 
   }
 }
 
+struct Dropout {
+  const long* keys;  // one for each row, of which 32 bits count; null: nothing is dropped
+  uint32_t least;    // a number is kept where its hash is not below
+  float factor;      // by which those that are kept grow
+};
+
+// Drops numbers of a row that is padded to whole vectors.
+inline void drop(float* row, long padded, const Dropout& d, long at) {
+  const u16v step = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const uint32_t key = uint32_t(d.keys[at]);
+  for (long j = 0; j < padded; j += W) {
+    u16v h = ((step + uint32_t(j)) * 0x9E3779B1u) ^ key;
+    h = (h ^ (h >> 16)) * 0x7FEB352Du;
+    h = (h ^ (h >> 16)) * 0x846CA68Bu;
+    h ^= h >> 15;
+    store(row + j, h >= d.least ? load(row + j) * d.factor : (v16){});
+  }
+}
+
+// y (rows, width) += what dropout leaves of u b; u (rows, rank), b (rank, width).
+template <typename T>
+void add_dropped(const float* u, const float* b, long rank, long rows, long width, const Dropout& d, T* y,
+                 int threads) {
+  constexpr long BLOCK_ROWS = 12;
+  const long padded = round_up(width, W);
+  std::vector<float> wide(rank * padded);
+  copy_rows(b, width, rank, width, wide.data(), padded, rank);
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> block(BLOCK_ROWS * padded), sums(padded);
+#pragma omp for schedule(static)
+    for (long m = 0; m < rows; m += BLOCK_ROWS) {
+      const long here = std::min(BLOCK_ROWS, rows - m);
+      product(here, padded, rank, u + m * rank, rank, 1, wide.data(), padded, block.data(), padded, false);
+      for (long i = 0; i < here; i++) {
+        float* row = block.data() + i * padded;
+        T* out = y + (m + i) * width;
+        drop(row, padded, d, m + i);
+        copy_rows(out, width, 1, width, sums.data(), padded, 1);
+        for (long j = 0; j < padded; j += W) store(row + j, load(row + j) + load(sums.data() + j));
+        store_rows(row, padded, 1, width, out, width);
+      }
+    }
+  }
+}
+
 // Reads rows once for all that is wanted of them, each of which may be null:
 // q (rows, stride), the rows in 8 bits, where `stride` is a multiple of 4 and what is beyond the depth
-// meets weights of 0; low = x downᵀ with down (narrow, depth); sums = acrossᵀ x with across (rows, wide).
+// meets weights of 0; low = x downᵀ with down (narrow, depth); sums = acrossᵀ x with across (rows, wide),
+// both of what dropout leaves of x.
 // Sums are formed over PART rows at a time and then added in order, so that threads do not change them.
 template <typename T>
 void read_rows(const T* x, long rows, long depth, long stride, long group, uint8_t* q, float* scales,
                const float* down, long narrow, float* low, const float* across, long wide, float* sums,
-               int threads) {
+               const Dropout& dropout, int threads) {
   constexpr long PART = 144, BLOCK_ROWS = 48;
   const long parts = (rows + PART - 1) / PART, groups = (depth + group - 1) / group;
   const long columns = round_up(narrow, W), padded = round_up(depth, W);
@@ -485,6 +532,8 @@ void read_rows(const T* x, long rows, long depth, long stride, long group, uint8
         for (long i = 0; q && i < here; i++)
           quantise_row(block.data() + i * padded, depth, stride, group, q + (m + i) * stride,
                        scales + (m + i) * groups);
+        for (long i = 0; dropout.keys && i < here; i++)
+          drop(block.data() + i * padded, padded, dropout, m + i);
         if (down) {
           product(here, columns, depth, block.data(), padded, 1, turned.data(), columns, lows.data(), columns,
                   false);
@@ -536,10 +585,15 @@ int have_int8_products() { return HAS_VNNI; }
                      float sign, T* y, int threads) {                                                     \
     rotate_rows(x, cos, sin, rows, heads, size, sign, y, threads);                                        \
   }                                                                                                       \
-  void read_rows_##name(const T* x, long rows, long depth, long stride, long group, uint8_t* q,            \
+  void read_rows_##name(const T* x, long rows, long depth, long stride, long group, uint8_t* q,           \
                         float* scales, const float* down, long narrow, float* low, const float* across,   \
-                        long wide, float* sums, int threads) {                                            \
-    read_rows(x, rows, depth, stride, group, q, scales, down, narrow, low, across, wide, sums, threads);  \
+                        long wide, float* sums, const long* keys, long least, float factor, int threads) { \
+    read_rows(x, rows, depth, stride, group, q, scales, down, narrow, low, across, wide, sums,            \
+              {keys, uint32_t(least), factor}, threads);                                                  \
+  }                                                                                                       \
+  void add_dropped_##name(const float* u, const float* b, long rank, long rows, long width,               \
+                          const long* keys, long least, float factor, T* y, int threads) {                \
+    add_dropped(u, b, rank, rows, width, {keys, uint32_t(least), factor}, y, threads);                    \
   }                                                                                                       \
   void attention_##name(const T* q, const T* k, const T* v, const long* starts, long sequences,           \
                         long heads, long kv_heads, long size, float scale, long window, T* out,           \

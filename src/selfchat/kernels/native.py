@@ -23,7 +23,16 @@ from torch import Tensor
 
 from selfchat.core.errors import SelfchatError
 from selfchat.core.files import cache_directory
-from selfchat.kernels.plain import GROUP, Activation, Head, Int8Weight, Plain, Quantised, Read
+from selfchat.kernels.plain import (
+    GROUP,
+    Activation,
+    Dropout,
+    Head,
+    Int8Weight,
+    Plain,
+    Quantised,
+    Read,
+)
 
 _FLAGS = (
     *("-O3", "-march=native", "-std=c++17", "-fPIC"),
@@ -114,10 +123,11 @@ class Native(Plain):
         x: Tensor,
         down: Tensor | None = None,
         across: Tensor | None = None,
+        dropout: Dropout | None = None,
         quantised: bool = False,
     ) -> Read:
         if quantised and not self._has_int8:
-            return super().read(x, down, across, quantised)
+            return super().read(x, down, across, dropout, quantised)
         x = x.contiguous()
         rows, depth = x.shape
         stride, narrow, wide = _padded(depth), _length(down, 0), _length(across, 1)
@@ -131,9 +141,13 @@ class Native(Plain):
             across, sums = across.float().contiguous(), torch.empty(wide, depth)
         self._call(
             "read_rows", x, x, rows, depth, stride, GROUP, *(held or (None, None)), down, narrow,
-            low, across, wide, sums,
+            low, across, wide, sums, *_dropping(dropout),
         )  # fmt: skip
         return Read(held, low, sums)
+
+    def add_dropped(self, y: Tensor, low: tuple[Tensor, Tensor], dropout: Dropout) -> None:
+        u, b = (part.float().contiguous() for part in low)
+        self._call("add_dropped", y, u, b, len(b), *y.shape, *_dropping(dropout), y)
 
     def int8_weight(self, weight: Tensor) -> Int8Weight:
         if not self._has_int8:
@@ -184,6 +198,12 @@ def _argument(value: Tensor | float | None) -> Any:
     if isinstance(value, int):
         return ctypes.c_long(value)
     return ctypes.c_void_p(None) if value is None else ctypes.c_float(value)
+
+
+def _dropping(dropout: Dropout | None) -> tuple[Tensor | None, int, float]:
+    if dropout is None:
+        return None, 0, 1.0
+    return dropout.keys.contiguous(), dropout.least, dropout.factor
 
 
 def _sizes(q: Tensor, k: Tensor, starts: Tensor, head: Head) -> tuple[float, ...]:

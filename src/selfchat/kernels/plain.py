@@ -25,6 +25,26 @@ class Head(NamedTuple):
     window: int = 0  # 0: all tokens before it
 
 
+class Dropout(NamedTuple):
+    """What is dropped: `share` of the numbers, drawn from `keys` (tokens) int64.
+
+    Equal keys draw equal rows, on any device and however the tokens are grouped.
+    """
+
+    keys: Tensor
+    share: float
+
+    @property
+    def least(self) -> int:
+        """A number is kept where its hash, of 32 bits, is not below this."""
+        return int(self.share * (1 << 32))
+
+    @property
+    def factor(self) -> float:
+        """By which those that are kept grow."""
+        return 1 / (1 - self.share)
+
+
 class Quantised(NamedTuple):
     """Rows in 8 bits: `values` (tokens, depth) and `scales` (tokens, groups along the depth)."""
 
@@ -151,6 +171,7 @@ class Plain:
         x: Tensor,
         down: Tensor | None = None,
         across: Tensor | None = None,
+        dropout: Dropout | None = None,
         quantised: bool = False,
     ) -> Read:
         """What is wanted of rows x (tokens, depth) among three things.
@@ -158,15 +179,29 @@ class Plain:
         Args:
             down: (narrow, depth), multiplied with each row.
             across: (tokens, wide), by which the rows are weighed and summed.
+            dropout: what these two products do not see.
             quantised: round the rows to 255 levels of the largest magnitude of each GROUP numbers.
-
-        The thin products are fp32.
         """
+        seen = x if dropout is None else self.dropped(x, dropout)
         return Read(
             Quantised(*_quantise(x.float())) if quantised else None,
-            None if down is None else x.float() @ down.float().T,
-            None if across is None else across.float().T @ x.float(),
+            None if down is None else seen @ down.to(x.dtype).T,
+            None if across is None else across.to(x.dtype).T @ seen,
         )
+
+    def add_dropped(self, y: Tensor, low: tuple[Tensor, Tensor], dropout: Dropout) -> None:
+        """Add what dropout leaves of `u b` to y (tokens, width); u (tokens, rank), b fp32."""
+        u, b = (part.to(y.dtype) for part in low)
+        y += self.dropped(u @ b, dropout)
+
+    def dropped(self, x: Tensor, dropout: Dropout) -> Tensor:
+        """What dropout leaves of x (tokens, width)."""
+        columns = torch.arange(x.shape[1], dtype=torch.int64, device=x.device) * 0x9E3779B1
+        mixed = (dropout.keys.unsqueeze(1) ^ columns) & _32_BITS
+        for factor in (0x7FEB352D, 0x846CA68B):
+            mixed = ((mixed ^ (mixed >> 16)) * factor) & _32_BITS
+        mixed ^= mixed >> 15
+        return x * (mixed >= dropout.least) * dropout.factor
 
     def int8_weight(self, weight: Tensor) -> Int8Weight:
         """Quantise weights (outputs, depth) likewise, once."""
@@ -201,18 +236,6 @@ class Plain:
         if low is not None:
             y.addmm_(low[0].float(), low[1].float())
         return y.to(dtype) if into is None else into.add_(y)
-
-    def dropout_mask(self, keys: Tensor, width: int, share: float) -> Tensor:
-        """1 where a number is kept, (tokens, width) bool; keys (tokens) int64 name the tokens.
-
-        Equal keys give equal rows, on any device and however the tokens are grouped.
-        """
-        columns = torch.arange(width, dtype=torch.int64, device=keys.device) * 0x9E3779B1
-        mixed = (keys.unsqueeze(1) ^ columns) & _32_BITS
-        for factor in (0x7FEB352D, 0x846CA68B):
-            mixed = ((mixed ^ (mixed >> 16)) * factor) & _32_BITS
-        mixed ^= mixed >> 15
-        return mixed >= int(share * (1 << 32))
 
 
 _32_BITS = (1 << 32) - 1

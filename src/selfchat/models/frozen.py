@@ -7,13 +7,13 @@ low-rank term `u b`, u (tokens, rank) and b (rank, outputs), on the way.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from selfchat.core.errors import UsageError, missing_extra
-from selfchat.kernels.plain import Int8Weight, Plain, Quantised
+from selfchat.kernels.plain import Dropout, Int8Weight, Plain, Quantised
 
 Low = tuple[Tensor, Tensor]
 
@@ -23,22 +23,15 @@ _QUANTISED = frozenset(
 )
 
 
-class Read(NamedTuple):
-    """What was formed of rows x (tokens, width); None for what was not asked for."""
-
-    rows: Any  # x as products take it
-    low: Any  # x downᵀ, (tokens, narrow)
-    sums: Any  # acrossᵀ x, (wide, width)
-
-
 class FrozenLinear(nn.Module):
     """`y = x Wᵀ + bias` with W (outputs, inputs) in fp32 or bf16, which gets no gradient."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight: Tensor = linear.weight
         self.dtype = linear.weight.dtype  # of the results
+        self._kernels = kernels
         self.bias: Tensor | None = linear.bias
 
     @property
@@ -60,25 +53,23 @@ class FrozenLinear(nn.Module):
 
     def prepare(self, x: Tensor) -> Any:
         """Rows (tokens, width) as `product` and `gradient` of this kind of layer take them."""
-        return self.read(x).rows
+        return x.to(self.dtype)
 
     def read(
         self,
         x: Tensor,
         down: Tensor | None = None,
         across: Tensor | None = None,
+        dropout: Dropout | None = None,
         prepared: bool = True,
-    ) -> Read:
-        """What is wanted of rows (tokens, width), in as few passes as can be: they prepared, and
-        their thin products with `down` (narrow, width) and `across` (tokens, wide).
-        """
-        x = x.to(self.dtype)
-        narrow, wide = (None if part is None else part.to(x.dtype) for part in (down, across))
-        return Read(
-            x,
-            None if narrow is None else x @ narrow.T,
-            None if wide is None else wide.T @ x,
-        )
+    ) -> tuple[Any, Any, Any]:
+        """What `Plain.read` says of rows (tokens, width), and the rows prepared."""
+        _, low, sums = self._kernels.read(x, down, across, dropout)
+        return self.prepare(x), low, sums
+
+    def add_dropped(self, y: Tensor, low: Low, dropout: Dropout) -> None:
+        """Add what dropout leaves of `u b` to y, in place."""
+        self._kernels.add_dropped(y, low, dropout)
 
     def product(self, rows: Any, low: Low | None = None) -> Tensor:
         """`rows Wᵀ + bias + u b`, (tokens, outputs)."""
@@ -123,8 +114,7 @@ class Int8Linear(FrozenLinear):
 
     def __init__(self, linear: nn.Linear, kernels: Plain, dtype: torch.dtype | None = None) -> None:
         """Results are in `dtype`, by default that of the weights."""
-        super().__init__(linear)
-        self._kernels = kernels
+        super().__init__(linear, kernels)
         weight = linear.weight.detach()
         self.dtype = dtype or weight.dtype
         self._forward_weight = kernels.int8_weight(weight)
@@ -140,14 +130,18 @@ class Int8Linear(FrozenLinear):
     def thawed(self) -> nn.Linear:
         raise UsageError("merging needs unquantised base weights")
 
+    def prepare(self, x: Tensor) -> Any:
+        return self.read(x)[0]
+
     def read(
         self,
         x: Tensor,
         down: Tensor | None = None,
         across: Tensor | None = None,
+        dropout: Dropout | None = None,
         prepared: bool = True,
-    ) -> Read:
-        return Read(*self._kernels.read(x, down, across, prepared))
+    ) -> tuple[Any, Any, Any]:
+        return self._kernels.read(x, down, across, dropout, prepared)
 
     def product(self, rows: Quantised, low: Low | None = None) -> Tensor:
         return self._kernels.int8_product(
@@ -179,8 +173,8 @@ class Nf4Linear(FrozenLinear):
     Each product takes W back to the dtype that it had.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
+    def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
+        super().__init__(linear, kernels)
         self._values, self._state = four_bit().quantize_4bit(
             linear.weight.detach(), blocksize=64, compress_statistics=True, quant_type="nf4"
         )
@@ -215,13 +209,13 @@ def four_bit() -> Any:
     return functional
 
 
-def frozen(layer: nn.Module) -> FrozenLinear:
+def frozen(layer: nn.Module, kernels: Plain) -> FrozenLinear:
     """A linear layer as one that is never trained; raises UsageError for one of another kind."""
     if isinstance(layer, FrozenLinear):
         return layer
     if type(layer) is not nn.Linear:
         raise UsageError(f"{type(layer).__name__} layers cannot be adapted: use a plain base")
-    return FrozenLinear(layer)
+    return FrozenLinear(layer, kernels)
 
 
 def quantise_linears(model: nn.Module, kernels: Plain) -> int:
@@ -229,9 +223,9 @@ def quantise_linears(model: nn.Module, kernels: Plain) -> int:
     return _replace_linears(model, lambda linear: Int8Linear(linear, kernels))
 
 
-def quantise_linears_to_nf4(model: nn.Module) -> int:
+def quantise_linears_to_nf4(model: nn.Module, kernels: Plain) -> int:
     """Hold them in 4 bits."""
-    return _replace_linears(model, Nf4Linear)
+    return _replace_linears(model, lambda linear: Nf4Linear(linear, kernels))
 
 
 def _replace_linears(model: nn.Module, held: Callable[[nn.Linear], FrozenLinear]) -> int:

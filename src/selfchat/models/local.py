@@ -153,7 +153,7 @@ class LocalModel:
     def losses(self, examples: Sequence[Example]) -> list[tuple[float, int]]:
         """Each example's cross-entropy summed over its trained tokens, in nats, and their count."""
         device = next(self.model.parameters()).device
-        head = FrozenLinear(self.model.get_output_embeddings())
+        head = FrozenLinear(self.model.get_output_embeddings(), Plain())
         found = []
         with self._one_at_a_time, self._weights():
             for example in examples:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from selfchat.core.errors import UsageError
-from selfchat.kernels.plain import Plain
+from selfchat.kernels.plain import Dropout, Plain
 from selfchat.models.frozen import FrozenLinear, frozen
 from selfchat.models.packing import current_packing
 
@@ -72,8 +72,8 @@ class SharedInput:
 
     def __init__(self, layers: Sequence[LoraLinear], number: int, dropout: float) -> None:
         self.layers = tuple(layers)
-        self.number = number
-        self.dropout = dropout
+        self._number = number
+        self._share = dropout
         self._input: Tensor | None = None
         self._waiting: dict[LoraLinear, Tensor] = {}
         for layer in self.layers:
@@ -90,21 +90,16 @@ class SharedInput:
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        packing = current_packing()
-        keys = packing.keys if packing and self.dropout else None
         adapters = [part for layer in self.layers for part in (layer.lora_a, layer.lora_b)]
-        ys = _Adapted.apply(rows, self, keys, *adapters)  # type: ignore[no-untyped-call]
+        ys = _Adapted.apply(rows, self.layers, self._dropout(), *adapters)  # type: ignore[no-untyped-call]
         return tuple(y.view(*x.shape[:-1], -1) for y in ys)
 
-    def dropped(self, rows: Tensor, keys: Tensor | None) -> Tensor:
-        """The rows that the adapters see: some numbers zero, the others larger.
-
-        What is dropped is drawn anew from the keys whenever it is asked for, and never stored.
-        """
-        if keys is None:
-            return rows
-        mask = Plain().dropout_mask(keys ^ (self.number << 20), rows.shape[1], self.dropout)
-        return rows * mask / (1 - self.dropout)
+    def _dropout(self) -> Dropout | None:
+        """Drawn anew, and the same, whenever it is asked for; what is dropped is never stored."""
+        packing = current_packing()
+        if not self._share or packing is None or packing.keys is None:
+            return None
+        return Dropout(packing.keys ^ (self._number << 20), self._share)
 
 
 class _Adapted(torch.autograd.Function):
@@ -112,50 +107,53 @@ class _Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, inputs: SharedInput, keys: Tensor | None, *adapters: Tensor
+        ctx: Any,
+        rows: Tensor,
+        layers: tuple[LoraLinear, ...],
+        dropout: Dropout | None,
+        *adapters: Tensor,
     ) -> tuple[Tensor, ...]:
-        layers = inputs.layers
         down = torch.cat(adapters[::2])
-        read = layers[0].base.read(rows, down if keys is None else None)
-        low = read.low if keys is None else inputs.dropped(rows, keys) @ down.to(rows.dtype).T
+        prepared, low, _ = layers[0].base.read(rows, down, dropout=dropout)
         lows = torch.split(low, [len(each) for each in adapters[::2]], 1)
         outputs = [
-            layer.base.product(read.rows, (low, b.T * layer.scale))
+            layer.base.product(prepared, (low, b.T * layer.scale))
             for layer, low, b in zip(layers, lows, adapters[1::2], strict=True)
         ]
-        ctx.inputs, ctx.keys = inputs, keys
+        ctx.layers, ctx.dropout = layers, dropout
         ctx.save_for_backward(rows, *lows, *adapters)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, keys, count = ctx.inputs, ctx.keys, len(slopes)
         rows, *saved = ctx.saved_tensors
-        lows, adapters = saved[:count], saved[count:]
+        lows, adapters = saved[: len(slopes)], saved[len(slopes) :]
+        first, dropout, needed = ctx.layers[0].base, ctx.dropout, ctx.needs_input_grad[0]
         gradient: Tensor | None = None
         low_slopes, found = [], []
         for layer, slope, low, a, b in zip(
-            inputs.layers, slopes, lows, adapters[::2], adapters[1::2], strict=True
+            ctx.layers, slopes, lows, adapters[::2], adapters[1::2], strict=True
         ):
-            up = b.T * layer.scale
-            read = layer.base.read(slope.contiguous(), up, low, ctx.needs_input_grad[0])
-            low_slopes.append(read.low)
-            found.append(read.sums.T.float() * layer.scale)
-            if ctx.needs_input_grad[0]:
-                back = (read.low, a) if keys is None else None
-                gradient = layer.base.gradient(read.rows, back, gradient)
+            prepared, low_slope, sums = layer.base.read(
+                slope.contiguous(), b.T * layer.scale, low, prepared=needed
+            )
+            low_slopes.append(low_slope)
+            found.append(sums.T.float() * layer.scale)
+            if needed:
+                back = (low_slope, a) if dropout is None else None
+                gradient = layer.base.gradient(prepared, back, gradient)
         low_slope = torch.cat(low_slopes, 1)
-        base = inputs.layers[0].base
-        sums = base.read(inputs.dropped(rows, keys), None, low_slope, prepared=False).sums.float()
-        if keys is not None and gradient is not None:
-            dropped = low_slope.to(gradient.dtype) @ torch.cat(adapters[::2]).to(gradient.dtype)
-            gradient = gradient + inputs.dropped(dropped, keys)
+        sums = first.read(rows, None, low_slope, dropout, prepared=False)[2].float()
+        if gradient is not None and dropout is not None:
+            first.add_dropped(gradient, (low_slope, torch.cat(adapters[::2])), dropout)
         ranks = [len(each) for each in adapters[::2]]
         pairs = zip(torch.split(sums, ranks), found, strict=True)
         return (gradient, None, None, *(part for pair in pairs for part in pair))
 
 
-def add_lora(model: nn.Module, config: LoraConfig, rng_seed: int) -> None:
+def add_lora(
+    model: nn.Module, config: LoraConfig, rng_seed: int, kernels: Plain | None = None
+) -> None:
     """Freeze the model and put adapters on its target layers.
 
     Raises:
@@ -176,7 +174,7 @@ def add_lora(model: nn.Module, config: LoraConfig, rng_seed: int) -> None:
     number = 0
     for parent, names in parents:
         for name in names:
-            layer = LoraLinear(frozen(getattr(parent, name)), config, generator)
+            layer = LoraLinear(frozen(getattr(parent, name), kernels or Plain()), config, generator)
             setattr(parent, name, layer)
         for group in _groups(names):
             SharedInput([getattr(parent, name) for name in group], number, config.dropout)

@@ -78,11 +78,12 @@ def _prepared(
     if weights == "int8":
         quantise_linears(model, kernels)
     elif weights == "nf4":
-        quantise_linears_to_nf4(model)
-    add_lora(model, lora, rng_seed)
+        quantise_linears_to_nf4(model, kernels)
+    add_lora(model, lora, rng_seed, kernels)
     head = model.get_output_embeddings()
-    held = Int8Linear(head, kernels, torch.float32) if weights == "int8" else FrozenLinear(head)
-    return TunedModel(model, kernels, held)
+    if weights == "int8":
+        return TunedModel(model, kernels, Int8Linear(head, kernels, torch.float32))
+    return TunedModel(model, kernels, FrozenLinear(head, kernels))
 
 
 def time_weights(
