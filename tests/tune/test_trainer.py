@@ -26,7 +26,13 @@ from selfchat.models.bases import load_base, load_tokenizer
 from selfchat.models.lora import LoraConfig, add_lora
 from selfchat.models.packing import micro_batches, pack
 from selfchat.template.renderer import Example, make_renderer
-from selfchat.tune.checkpoint import FILES, find_checkpoint
+from selfchat.tune.checkpoint import (
+    FILES,
+    Progressed,
+    find_checkpoint,
+    remove_checkpoints,
+    save_checkpoint,
+)
 from selfchat.tune.examples import make_examples, refuse_unlearnable
 from selfchat.tune.memory import memory_advice
 from selfchat.tune.model import tuned_model
@@ -145,6 +151,29 @@ def test_a_checkpoint_of_another_recipe_is_not_taken_up(
         (folder / "adapter_model.safetensors").read_bytes() for folder in (out, tmp_path / "fresh")
     )
     assert one == other
+
+
+def test_a_checkpoint_is_found_whenever_writing_it_is_cut_short(tmp_path: Path) -> None:
+    newest, new, before = (tmp_path / name for name in FILES)
+
+    def found() -> tuple[int, float]:
+        checkpoint = find_checkpoint(tmp_path, "this")
+        assert checkpoint is not None
+        return checkpoint.at.step, float(checkpoint.state["a"])
+
+    for step in (1, 2):
+        at = Progressed(step=step, weights="fp32", kernels="plain", threads=1)
+        save_checkpoint(tmp_path, {"a": torch.tensor(float(step))}, at, "this")
+    assert not new.exists()
+    assert found() == (2, 2.0)
+    newest.rename(new)  # between the moves
+    assert found() == (2, 2.0)
+    new.write_bytes(new.read_bytes()[:-1])  # torn
+    assert found() == (1, 1.0)
+    assert find_checkpoint(tmp_path, "another") is None
+    remove_checkpoints(tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert find_checkpoint(tmp_path, "this") is None
 
 
 def test_a_loss_that_is_no_number_stops_the_run(

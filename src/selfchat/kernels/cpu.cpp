@@ -5,6 +5,7 @@
 // What each function computes is said by its twin of the same name in plain.py.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,7 +21,40 @@
 #define HAS_VNNI 0
 #endif
 
+// Of the OpenMP library that torch has loaded; called by name, so that any compiler will do.
+extern "C" void GOMP_parallel(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
 namespace {
+
+// Calls work(next) in each thread, where next() gives the tasks 0 to count - 1, and at last -1.
+template <class Work>
+void share(long count, int threads, Work work) {
+  struct Shared {
+    Work& work;
+    const long count;
+    std::atomic<long> taken;
+  } shared{work, count, {0}};
+  auto run = [](void* data) {
+    Shared& s = *static_cast<Shared*>(data);
+    s.work([&s] {
+      const long task = s.taken.fetch_add(1, std::memory_order_relaxed);
+      return task < s.count ? task : -1;
+    });
+  };
+  if (threads > 1 && count > 1)
+    GOMP_parallel(run, &shared, unsigned(threads), 0);
+  else
+    run(&shared);
+}
+
+// Calls f(i) for 0 to count - 1, `some` that follow on another in one thread.
+template <class F>
+void each_of(long count, long some, int threads, F f) {
+  share((count + some - 1) / some, threads, [&](auto next) {
+    for (long task; (task = next()) >= 0;)
+      for (long i = task * some; i < std::min(count, (task + 1) * some); i++) f(i);
+  });
+}
 
 constexpr int W = 16;  // floats of a vector
 typedef float v16 __attribute__((vector_size(64)));
@@ -137,6 +171,12 @@ long round_up(long n, long to) { return (n + to - 1) / to * to; }
 // ---- fp32 products of small matrices, for attention: C (m, n) [+]= A (m, k) B (k, n) ----------------
 // A may have any strides; B and C have unit column stride and n is a multiple of W.
 
+#ifdef __AVX512F__
+constexpr bool MANY_REGISTERS = true;  // 32 of a v16
+#else
+constexpr bool MANY_REGISTERS = false;
+#endif
+
 template <int R, int V>
 void tile(long k, const float* a, long ar, long ac, const float* b, long ldb, float* c, long ldc, bool add) {
   v16 acc[R][V];
@@ -160,7 +200,7 @@ template <int V>
 inline void column(long m, long k, const float* a, long ar, long ac, const float* b, long ldb, float* c,
                    long ldc, bool add) {
   long i = 0;
-  if (V <= 2)  // so many sums that each has time to be formed
+  if constexpr (MANY_REGISTERS && V <= 2)  // so many sums that each has time to be formed
     for (; i + 12 <= m; i += 12) tile<12, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
   for (; i + 6 <= m; i += 6) tile<6, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
   for (; i + 2 <= m; i += 2) tile<2, V>(k, a + i * ar, ar, ac, b, ldb, c + i * ldc, ldc, add);
@@ -170,8 +210,10 @@ inline void column(long m, long k, const float* a, long ar, long ac, const float
 void product(long m, long n, long k, const float* a, long ar, long ac, const float* b, long ldb, float* c,
              long ldc, bool add) {
   long j = 0;
-  for (; j + 4 * W <= n; j += 4 * W) column<4>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
-  for (; j + 2 * W <= n; j += 2 * W) column<2>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
+  if constexpr (MANY_REGISTERS) {
+    for (; j + 4 * W <= n; j += 4 * W) column<4>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
+    for (; j + 2 * W <= n; j += 2 * W) column<2>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
+  }
   for (; j < n; j += W) column<1>(m, k, a, ar, ac, b + j, ldb, c + j, ldc, add);
 }
 
@@ -207,11 +249,33 @@ void copy_transposed(const T* from, long stride, long rows, long size, float* to
       for (long d = 0; d < size; d++) to[first * size + d * KEYS + i - first] = get(from + i * stride + d);
 }
 
-// C (m, n) = A (m, k) times what copy_transposed made of rows of length k.
-void product_with_rows(long m, long n, long k, const float* a, long lda, const float* panels, float* c,
-                       long ldc) {
-  for (long j = 0; j < n; j += KEYS)
-    product(m, std::min(KEYS, n - j), k, a, lda, 1, panels + j * k, KEYS, c + j, ldc, false);
+// The products of a block of queries, of which the first is the query `from`, with all keys up to the last
+// of them; each leaves out, by rows of six, what no query sees. n = from + m keys, rounded up.
+constexpr long SIX = 6;
+
+// Scores (m, n) = A (m, k) times what copy_transposed made of the keys; beyond a row's own key anything.
+void score(long m, long n, long k, const float* a, long lda, const float* panels, float* c, long ldc, long from) {
+  for (long j = 0; j < n; j += KEYS) {
+    const long i = std::max(0L, j - from) / SIX * SIX;
+    product(m - i, std::min(KEYS, n - j), k, a + i * lda, lda, 1, panels + j * k, KEYS, c + i * ldc + j, ldc, false);
+  }
+}
+
+// C (m, width) = weights (m, n) times values (n, width).
+void gather(long m, long n, long width, const float* weights, long ldw, const float* values, float* c, long from) {
+  for (long i = 0; i < m; i += SIX)
+    product(std::min(SIX, m - i), width, std::min(n, from + i + SIX), weights + i * ldw, ldw, 1, values, width,
+            c + i * width, width, false);
+}
+
+// C (n, width) += weightsᵀ (n, m) times rows (m, width).
+void scatter(long m, long n, long width, const float* weights, long ldw, const float* rows, float* c, long from) {
+  product(from, width, m, weights, 1, ldw, rows, width, c, width, true);
+  for (long j = from; j < n; j += SIX) {
+    const long i = std::min(m, j - from);  // the first query that sees the key j
+    product(std::min(SIX, n - j), width, m - i, weights + i * ldw + j, 1, ldw, rows + i * width, width,
+            c + j * width, width, true);
+  }
 }
 
 template <typename T>
@@ -249,16 +313,6 @@ inline float row_largest(const float* row, long first, long last) {
   return most;
 }
 
-// The sequences in the order in which they are begun, so that threads end together.
-std::vector<long> longest_first(const long* starts, long sequences) {
-  std::vector<long> order(sequences);
-  std::iota(order.begin(), order.end(), 0L);
-  std::stable_sort(order.begin(), order.end(), [&](long a, long b) {
-    return starts[a + 1] - starts[a] > starts[b + 1] - starts[b];
-  });
-  return order;
-}
-
 template <typename T>
 void attend(const T* q, const T* k, const T* v, long length, const Heads& h, long kv, T* out, float* lse,
             long tokens) {
@@ -271,7 +325,7 @@ void attend(const T* q, const T* k, const T* v, long length, const Heads& h, lon
     for (long from = 0; from < length; from += BLOCK) {
       const long rows = std::min(BLOCK, length - from), end = round_up(from + rows, W);
       copy_rows(q + from * qs + head * h.size, qs, rows, h.size, qb.data(), h.padded, rows);
-      product_with_rows(rows, end, h.size, qb.data(), h.padded, kt.data(), scores.data(), keys);
+      score(rows, end, h.size, qb.data(), h.padded, kt.data(), scores.data(), keys, from);
       for (long i = 0; i < rows; i++) {
         const long last = from + i, first = h.window ? std::max(0L, last - h.window + 1) : 0;
         float* row = scores.data() + i * keys;
@@ -280,7 +334,7 @@ void attend(const T* q, const T* k, const T* v, long length, const Heads& h, lon
         lse[head * tokens + last] = most + std::log(total);
         totals[i] = total;
       }
-      product(rows, h.padded, end, scores.data(), keys, 1, vs.data(), h.padded, o.data(), h.padded, false);
+      gather(rows, end, h.padded, scores.data(), keys, vs.data(), o.data(), from);
       for (long i = 0; i < rows; i++)
         for (long d = 0; d < h.padded; d += W) store(o.data() + i * h.padded + d, load(o.data() + i * h.padded + d) / totals[i]);
       store_rows(o.data(), h.padded, rows, h.size, out + from * qs + head * h.size, qs);
@@ -304,8 +358,8 @@ void attend_backward(const T* q, const T* k, const T* v, const T* out, const T* 
       const long at = from * qs + head * h.size;
       copy_rows(q + at, qs, rows, h.size, qb.data(), h.padded, rows);
       copy_rows(dout + at, qs, rows, h.size, db.data(), h.padded, rows);
-      product_with_rows(rows, end, h.size, qb.data(), h.padded, kt.data(), p.data(), keys);
-      product_with_rows(rows, end, h.size, db.data(), h.padded, vt.data(), ds.data(), keys);
+      score(rows, end, h.size, qb.data(), h.padded, kt.data(), p.data(), keys, from);
+      score(rows, end, h.size, db.data(), h.padded, vt.data(), ds.data(), keys, from);
       for (long i = 0; i < rows; i++) {
         const long last = from + i, first = h.window ? std::max(0L, last - h.window + 1) : 0;
         float *weights = p.data() + i * keys, *slopes = ds.data() + i * keys;
@@ -315,13 +369,49 @@ void attend_backward(const T* q, const T* k, const T* v, const T* out, const T* 
         for (long j = 0; j < end; j += W)
           store(slopes + j, load(weights + j) * (load(slopes + j) - delta) * h.scale);
       }
-      product(end, h.padded, rows, p.data(), 1, keys, db.data(), h.padded, dvr.data(), h.padded, true);
-      product(end, h.padded, rows, ds.data(), 1, keys, qb.data(), h.padded, dkr.data(), h.padded, true);
-      product(rows, h.padded, end, ds.data(), keys, 1, kr.data(), h.padded, dqb.data(), h.padded, false);
+      scatter(rows, end, h.padded, p.data(), keys, db.data(), dvr.data(), from);
+      scatter(rows, end, h.padded, ds.data(), keys, qb.data(), dkr.data(), from);
+      gather(rows, end, h.padded, ds.data(), keys, kr.data(), dqb.data(), from);
       store_rows(dqb.data(), h.padded, rows, h.size, dq + at, qs);
     }
   store_rows(dkr.data(), h.padded, length, h.size, dk + kv * h.size, ks);
   store_rows(dvr.data(), h.padded, length, h.size, dv + kv * h.size, ks);
+}
+
+// Calls f(first token, length, key head) for all sequences, the longest first, so that threads end together.
+template <class F>
+void each_head(const long* starts, long sequences, long kv_heads, int threads, F f) {
+  std::vector<long> order(sequences);
+  std::iota(order.begin(), order.end(), 0L);
+  std::stable_sort(order.begin(), order.end(), [&](long a, long b) {
+    return starts[a + 1] - starts[a] > starts[b + 1] - starts[b];
+  });
+  share(sequences * kv_heads, threads, [&](auto next) {
+    for (long task; (task = next()) >= 0;) {
+      const long s = order[task / kv_heads];
+      f(starts[s], starts[s + 1] - starts[s], task % kv_heads);
+    }
+  });
+}
+
+template <typename T>
+void attention(const T* q, const T* k, const T* v, const long* starts, long sequences, long kv_heads,
+               const Heads& h, T* out, float* lse, int threads) {
+  const long tokens = starts[sequences], qs = h.count * h.size, ks = kv_heads * h.size;
+  each_head(starts, sequences, kv_heads, threads, [&](long at, long length, long kv) {
+    attend(q + at * qs, k + at * ks, v + at * ks, length, h, kv, out + at * qs, lse + at, tokens);
+  });
+}
+
+template <typename T>
+void attention_backward(const T* q, const T* k, const T* v, const T* out, const T* dout, const float* lse,
+                        const long* starts, long sequences, long kv_heads, const Heads& h, T* dq, T* dk,
+                        T* dv, int threads) {
+  const long tokens = starts[sequences], qs = h.count * h.size, ks = kv_heads * h.size;
+  each_head(starts, sequences, kv_heads, threads, [&](long at, long length, long kv) {
+    attend_backward(q + at * qs, k + at * ks, v + at * ks, out + at * qs, dout + at * qs, lse + at, length,
+                    h, kv, dq + at * qs, dk + at * ks, dv + at * ks, tokens);
+  });
 }
 
 // ---- rows --------------------------------------------------------------------------------------------
@@ -329,8 +419,7 @@ void attend_backward(const T* q, const T* k, const T* v, const T* out, const T* 
 template <typename T>
 void rms_norm_rows(const T* x, const float* weight, long rows, long width, float eps, T* y, float* inverse,
                    int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long i = 0; i < rows; i++) {
+  each_of(rows, 32, threads, [&](long i) {
     const T* in = x + i * width;
     v16 squares = {};
     long j = 0;
@@ -344,14 +433,13 @@ void rms_norm_rows(const T* x, const float* weight, long rows, long width, float
     inverse[i] = r;
     for (j = 0; j + W <= width; j += W) store(y + i * width + j, load(in + j) * r * load(weight + j));
     for (; j < width; j++) put(y + i * width + j, get(in + j) * r * weight[j]);
-  }
+  });
 }
 
 template <typename T>
 void rms_norm_backward_rows(const T* dy, const T* x, const float* weight, const float* inverse, long rows,
                             long width, T* dx, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long i = 0; i < rows; i++) {
+  each_of(rows, 32, threads, [&](long i) {
     const T *in = x + i * width, *slope = dy + i * width;
     const float r = inverse[i];
     v16 dots = {};
@@ -363,7 +451,7 @@ void rms_norm_backward_rows(const T* dy, const T* x, const float* weight, const 
     for (j = 0; j + W <= width; j += W)
       store(dx + i * width + j, load(slope + j) * load(weight + j) * r - load(in + j) * c);
     for (; j < width; j++) put(dx + i * width + j, get(slope + j) * weight[j] * r - get(in + j) * c);
-  }
+  });
 }
 
 inline v16 sigmoid(v16 x) { return 1.0f / (1.0f + exp(-x)); }
@@ -389,12 +477,13 @@ struct GeluTanh {
 template <typename T, typename A>
 void gated(const T* gate, const T* up, long count, T* y, int threads) {
   const long whole = count / W * W;
-  v16 a, slope;
-#pragma omp parallel for num_threads(threads) schedule(static) private(a, slope)
-  for (long j = 0; j < whole; j += W) {
+  each_of(whole / W, 1024, threads, [&](long i) {
+    const long j = i * W;
+    v16 a, slope;
     A::apply(load(gate + j), a, slope);
     store(y + j, a * load(up + j));
-  }
+  });
+  v16 a, slope;
   A::apply(load_some(gate + whole, count - whole), a, slope);
   store_some(y + whole, a * load_some(up + whole, count - whole), count - whole);
 }
@@ -402,13 +491,14 @@ void gated(const T* gate, const T* up, long count, T* y, int threads) {
 template <typename T, typename A>
 void gated_backward(const T* dy, const T* gate, const T* up, long count, T* dgate, T* dup, int threads) {
   const long whole = count / W * W, left = count - whole;
-  v16 a, slope;
-#pragma omp parallel for num_threads(threads) schedule(static) private(a, slope)
-  for (long j = 0; j < whole; j += W) {
+  each_of(whole / W, 1024, threads, [&](long i) {
+    const long j = i * W;
+    v16 a, slope;
     A::apply(load(gate + j), a, slope);
     store(dgate + j, load(dy + j) * load(up + j) * slope);
     store(dup + j, load(dy + j) * a);
-  }
+  });
+  v16 a, slope;
   A::apply(load_some(gate + whole, left), a, slope);
   const v16 d = load_some(dy + whole, left);
   store_some(dgate + whole, d * load_some(up + whole, left) * slope, left);
@@ -419,8 +509,7 @@ template <typename T>
 void rotate_rows(const T* x, const float* cos, const float* sin, long rows, long heads, long size,
                  float sign, T* y, int threads) {
   const long half = size / 2;
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long i = 0; i < rows; i++)
+  each_of(rows, 32, threads, [&](long i) {
     for (long head = 0; head < heads; head++) {
       const T* in = x + (i * heads + head) * size;
       T* out = y + (i * heads + head) * size;
@@ -431,6 +520,7 @@ void rotate_rows(const T* x, const float* cos, const float* sin, long rows, long
         put(out + j + half, b * c[j + half] + sign * a * (sign > 0 ? s[j + half] : s[j]));
       }
     }
+  });
 }
 
 // ---- 8-bit products ------------------------------------------------------------------------------------
@@ -487,11 +577,10 @@ void add_dropped(const float* u, const float* b, long rank, long rows, long widt
   const long padded = round_up(width, W);
   std::vector<float> wide(rank * padded);
   copy_rows(b, width, rank, width, wide.data(), padded, rank);
-#pragma omp parallel num_threads(threads)
-  {
+  share((rows + BLOCK_ROWS - 1) / BLOCK_ROWS, threads, [&](auto next) {
     std::vector<float> block(BLOCK_ROWS * padded), sums(padded);
-#pragma omp for schedule(static)
-    for (long m = 0; m < rows; m += BLOCK_ROWS) {
+    for (long task; (task = next()) >= 0;) {
+      const long m = task * BLOCK_ROWS;
       const long here = std::min(BLOCK_ROWS, rows - m);
       product(here, padded, rank, u + m * rank, rank, 1, wide.data(), padded, block.data(), padded, false);
       for (long i = 0; i < here; i++) {
@@ -503,7 +592,7 @@ void add_dropped(const float* u, const float* b, long rank, long rows, long widt
         store_rows(row, padded, 1, width, out, width);
       }
     }
-  }
+  });
 }
 
 // Reads rows once for all that is wanted of them, each of which may be null:
@@ -521,11 +610,9 @@ void read_rows(const T* x, long rows, long depth, long stride, long group, uint8
   std::vector<float> turned(down ? depth * columns : 0), found(across ? parts * wide * padded : 0);
   for (long r = 0; down && r < narrow; r++)
     for (long k = 0; k < depth; k++) turned[k * columns + r] = down[r * depth + k];
-#pragma omp parallel num_threads(threads)
-  {
+  share(parts, threads, [&](auto next) {
     std::vector<float> lows(BLOCK_ROWS * columns), block(BLOCK_ROWS * padded);
-#pragma omp for schedule(dynamic)
-    for (long part = 0; part < parts; part++)
+    for (long part; (part = next()) >= 0;)
       for (long m = part * PART; m < std::min(rows, (part + 1) * PART); m += BLOCK_ROWS) {
         const long here = std::min({BLOCK_ROWS, rows - m, (part + 1) * PART - m});
         copy_rows(x + m * depth, depth, here, depth, block.data(), padded, here);
@@ -543,7 +630,7 @@ void read_rows(const T* x, long rows, long depth, long stride, long group, uint8
           product(wide, padded, here, across + m * wide, 1, wide, block.data(), padded,
                   found.data() + part * wide * padded, padded, true);
       }
-  }
+  });
   for (long r = 0; across && r < wide; r++) {
     float* total = found.data() + r * padded;
     for (long part = 1; part < parts; part++)
@@ -599,31 +686,14 @@ int have_int8_products() { return HAS_VNNI; }
                         long heads, long kv_heads, long size, float scale, long window, T* out,           \
                         float* lse, int threads) {                                                        \
     const Heads h{heads, heads / kv_heads, size, round_up(size, W), scale, window};                       \
-    const long tokens = starts[sequences], qs = heads * size, ks = kv_heads * size;                       \
-    const std::vector<long> order = longest_first(starts, sequences);                                     \
-    _Pragma("omp parallel for num_threads(threads) schedule(dynamic)") for (long t = 0;                   \
-                                                                            t < sequences * kv_heads;     \
-                                                                            t++) {                        \
-      const long s = order[t / kv_heads], at = starts[s];                                                 \
-      attend(q + at * qs, k + at * ks, v + at * ks, starts[s + 1] - at, h, t % kv_heads, out + at * qs,   \
-             lse + at, tokens);                                                                           \
-    }                                                                                                     \
+    attention(q, k, v, starts, sequences, kv_heads, h, out, lse, threads);                                \
   }                                                                                                       \
   void attention_backward_##name(const T* q, const T* k, const T* v, const T* out, const T* dout,         \
                                  const float* lse, const long* starts, long sequences, long heads,        \
                                  long kv_heads, long size, float scale, long window, T* dq, T* dk, T* dv, \
                                  int threads) {                                                           \
     const Heads h{heads, heads / kv_heads, size, round_up(size, W), scale, window};                       \
-    const long tokens = starts[sequences], qs = heads * size, ks = kv_heads * size;                       \
-    const std::vector<long> order = longest_first(starts, sequences);                                     \
-    _Pragma("omp parallel for num_threads(threads) schedule(dynamic)") for (long t = 0;                   \
-                                                                            t < sequences * kv_heads;     \
-                                                                            t++) {                        \
-      const long s = order[t / kv_heads], at = starts[s];                                                 \
-      attend_backward(q + at * qs, k + at * ks, v + at * ks, out + at * qs, dout + at * qs, lse + at,     \
-                      starts[s + 1] - at, h, t % kv_heads, dq + at * qs, dk + at * ks, dv + at * ks,      \
-                      tokens);                                                                            \
-    }                                                                                                     \
+    attention_backward(q, k, v, out, dout, lse, starts, sequences, kv_heads, h, dq, dk, dv, threads);     \
   }
 
 FLOATS(f32, float)
@@ -632,8 +702,7 @@ FLOATS(bf16, bf16)
 // Logits (rows, width) become the slope of the loss on them; losses (rows).
 void cross_entropy_f32(float* logits, const long* targets, long rows, long width, float* losses,
                        int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (long i = 0; i < rows; i++) {
+  each_of(rows, 32, threads, [&](long i) {
     float* row = logits + i * width;
     v16 found = splat(row[0]);
     long j = 0;
@@ -654,18 +723,16 @@ void cross_entropy_f32(float* logits, const long* targets, long rows, long width
     for (j = 0; j + W <= width; j += W) store(row + j, load(row + j) * inverse);
     for (; j < width; j++) row[j] *= inverse;
     row[targets[i]] -= 1.0f;
-  }
+  });
 }
 
 // The depth is padded to `stride`, a multiple of 4.
 void pack_f32(const float* weight, long outputs, long depth, long stride, long group, int8_t* packed,
               float* scales, int32_t* corrections, int threads) {
   const long panels = (outputs + PANEL - 1) / PANEL, groups = (depth + group - 1) / group;
-#pragma omp parallel num_threads(threads)
-  {
+  share(panels * PANEL, threads, [&](auto next) {
     std::vector<int8_t> row(stride);
-#pragma omp for schedule(static)
-    for (long n = 0; n < panels * PANEL; n++) {
+    for (long n; (n = next()) >= 0;) {
       const long panel = n / PANEL, lane = n % PANEL;
       const float* in = weight + std::min(n, outputs - 1) * depth;
       for (long g = 0; g < groups; g++) {
@@ -687,7 +754,7 @@ void pack_f32(const float* weight, long outputs, long depth, long stride, long g
       int8_t* out = packed + panel * stride * PANEL + lane * 4;
       for (long k = 0; k < stride; k += 4) std::memcpy(out + k * PANEL, row.data() + k, 4);
     }
-  }
+  });
 }
 
 }  // extern "C"
@@ -814,13 +881,14 @@ void int8_product(const Int8Product<T>& w, long rows, int threads) {
   const long row_tasks = (rows + TASK_ROWS - 1) / TASK_ROWS;
   const long fair = std::max(1L, panels * row_tasks / (4 * threads));  // so that no thread waits
   const long wide = std::min(TASK_PANELS, fair), panel_tasks = (panels + wide - 1) / wide;
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-  for (long t = 0; t < row_tasks * panel_tasks; t++) {
-    const long m = t % row_tasks * TASK_ROWS, from = t / row_tasks * wide;
-    for (long first = 0; first < w.groups; first += step)
-      for (long panel = from; panel < std::min(panels, from + wide); panel++)
-        int8_rows(w, m, std::min(rows, m + TASK_ROWS), panel, first, std::min(w.groups, first + step));
-  }
+  share(row_tasks * panel_tasks, threads, [&](auto next) {
+    for (long t; (t = next()) >= 0;) {
+      const long m = t % row_tasks * TASK_ROWS, from = t / row_tasks * wide;
+      for (long first = 0; first < w.groups; first += step)
+        for (long panel = from; panel < std::min(panels, from + wide); panel++)
+          int8_rows(w, m, std::min(rows, m + TASK_ROWS), panel, first, std::min(w.groups, first + step));
+    }
+  });
 }
 
 }  // namespace

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -53,6 +56,7 @@ class Native(Plain):
 
     def __init__(self) -> None:
         self._library = _load()
+        self._functions: dict[str, Any] = {}
         self._has_int8 = bool(self._library.have_int8_products())  # else `Plain` does them
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -187,17 +191,26 @@ class Native(Plain):
 
     def _call(self, name: str, like: Tensor, *arguments: Tensor | float | None) -> None:
         """Call the function for the numbers of `like`."""
-        function = getattr(self._library, f"{name}_{_SUFFIXES[like.dtype]}")
-        function(*(_argument(each) for each in arguments), ctypes.c_int(torch.get_num_threads()))
+        name = f"{name}_{_SUFFIXES[like.dtype]}"
+        function = self._functions.get(name)
+        if function is None:
+            function = self._functions[name] = getattr(self._library, name)
+            function.argtypes = [*map(_kind, arguments), ctypes.c_int]
+        function(*map(_address, arguments), torch.get_num_threads())
 
 
-def _argument(value: Tensor | float | None) -> Any:
-    if isinstance(value, Tensor):
-        assert value.is_contiguous(), "a kernel reads rows"
-        return ctypes.c_void_p(value.data_ptr())
-    if isinstance(value, int):
-        return ctypes.c_long(value)
-    return ctypes.c_void_p(None) if value is None else ctypes.c_float(value)
+def _kind(argument: Tensor | float | None) -> Any:
+    """What a parameter is, told from an argument: a count, a number, or else an address."""
+    if isinstance(argument, int):
+        return ctypes.c_long
+    return ctypes.c_float if isinstance(argument, float) else ctypes.c_void_p
+
+
+def _address(argument: Tensor | float | None) -> float | None:
+    if not isinstance(argument, Tensor):
+        return argument
+    assert argument.is_contiguous(), "a kernel reads rows"
+    return argument.data_ptr()
 
 
 def _dropping(dropout: Dropout | None) -> tuple[Tensor | None, int, float]:
@@ -231,9 +244,7 @@ def native() -> Native:
 
 def _load() -> ctypes.CDLL:
     source = resources.files("selfchat.kernels").joinpath("cpu.cpp").read_bytes()
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if not compiler:
-        raise NoCompiler("no C++ compiler was found: install g++ to tune several times faster")
+    compiler = _compiler()
     threads = next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
     if threads is None:
         raise NoCompiler("this build of torch has no GNU OpenMP, which the native kernels share")
@@ -247,9 +258,24 @@ def _load() -> ctypes.CDLL:
         raise NoCompiler(f"the native kernels cannot be kept in {path.parent}: {error}") from None
 
 
-def _identity(source: bytes, compiler: str) -> str:
+def _compiler() -> list[str]:
+    """The command of the user's choice, of the system's compiler, or of Zig's from Python."""
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        return chosen
+    for name in ("g++", "clang++"):
+        if found := shutil.which(name):
+            return [found]
+    if importlib.util.find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise NoCompiler(
+        "no C++ compiler was found, which makes tuning several times faster: install g++, or "
+        "pip install 'selfchat[compiler]'"
+    )
+
+
+def _identity(source: bytes, compiler: list[str]) -> str:
     """Names what the machine code is made of."""
-    version = _run_compiler([compiler, "--version"], b"")
+    version = _run_compiler([*compiler, "--version"], b"")
     made_of = (source, version, " ".join(_FLAGS).encode(), _processor().encode())
     return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
 
@@ -263,15 +289,13 @@ def _processor() -> str:
     return "\n".join(line for line in lines if line.startswith(("model", "flags", "Features")))
 
 
-def _compile(compiler: str, source: bytes, path: Path) -> None:
-    """Compile, and link without OpenMP: its functions are found in the library torch has loaded."""
+def _compile(compiler: list[str], source: bytes, path: Path) -> None:
+    """Compile; the functions of OpenMP are found in the library that torch has loaded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent, prefix=".compiling-") as folder:
         code, library = Path(folder) / "cpu.o", Path(folder) / "cpu.so"
-        _run_compiler(
-            [compiler, *_FLAGS, "-fopenmp", "-c", "-x", "c++", "-", "-o", str(code)], source
-        )
-        _run_compiler([compiler, "-shared", str(code), "-o", str(library)], b"")
+        _run_compiler([*compiler, *_FLAGS, "-c", "-x", "c++", "-", "-o", str(code)], source)
+        _run_compiler([*compiler, "-shared", str(code), "-o", str(library)], b"")
         library.replace(path)
 
 

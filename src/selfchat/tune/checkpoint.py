@@ -20,7 +20,9 @@ from selfchat.core.files import written_whole
 from selfchat.core.records import Record
 from selfchat.tune.model import Weights
 
-FILES = ("checkpoint.safetensors", "checkpoint-before.safetensors")
+# The newest comes first; the one in the middle is there only between the two moves of a new one.
+_NEWEST, _NEW, _BEFORE = "checkpoint.safetensors", "checkpoint.new", "checkpoint-before.safetensors"
+FILES = (_NEWEST, _NEW, _BEFORE)
 
 
 class Progressed(Record):
@@ -56,12 +58,12 @@ def save_checkpoint(
     metadata = {
         "fingerprint": fingerprint, "at": at.model_dump_json(), "digest": _digest(tensors)
     }  # fmt: skip
-    newest, before = (folder / name for name in FILES)
-    with written_whole(newest.with_suffix(".new")) as temporary:
+    newest, new, before = (folder / name for name in FILES)
+    with written_whole(new) as temporary:
         save_file(tensors, temporary, metadata)
     if newest.exists():
         newest.replace(before)
-    newest.with_suffix(".new").replace(newest)
+    new.replace(newest)
 
 
 def find_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:

@@ -39,7 +39,7 @@ def limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> flo
     tokens = sum(len(example.token_ids) for example in examples)
     trained = sum(sum(example.loss_mask) for example in examples)
     words, width = head.weight.shape
-    seconds += _both_products(words, width, dense, device) * trained / tokens
+    seconds += _both_products(words, width, held, device) * trained / tokens
     seconds += _attention_seconds(model, examples, dense, device)
     return 1 / seconds
 
