@@ -5,6 +5,8 @@
 PYTHON ?= python3
 # constraints.txt pins the torch that was tested; CONSTRAINTS= keeps the build you installed into .venv.
 CONSTRAINTS ?= -c constraints.txt
+# The tuner compiles kernels for the processor; without a C++ compiler here, one is installed as well.
+EXTRAS := all$(shell command -v g++ >/dev/null || command -v clang++ >/dev/null || echo ,compiler)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -30,12 +32,12 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/bin/python
 	@echo "installing into $(VENV), which takes a minute or two"
-	@$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all]'
+	@$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt $(VENV)/bin/python
 	@echo "installing into $(VENV), which takes a minute or two"
-	@$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[$(EXTRAS),dev]'
 	@touch $(VENV)/installed $@
 
 clean:

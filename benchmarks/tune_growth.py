@@ -89,15 +89,18 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(_GROWING), figsize=(11, 3.6))
+    fastest, largest = (max(p[name] for p in points) for name in ("tokens_per_second", "peak_gb"))
     for axis, name in zip(axes, _GROWING, strict=True):
         here = [point for point in points if point["growing"] == name]
         axis.plot([p[name] for p in here], [p["tokens_per_second"] for p in here], marker="o")
-        axis.set(xscale="log", xlabel=name, ylabel="tokens/s", ylim=(0, None))
+        axis.set(xscale="log", xlabel=name, ylim=(0, 1.1 * fastest))
+        axis.set_ylabel("tokens/s", color="C0")
         axis.set_xticks([p[name] for p in here], [f"{p[name]}" for p in here], minor=False)
         axis.minorticks_off()
         memory = axis.twinx()
         memory.plot([p[name] for p in here], [p["peak_gb"] for p in here], "C1x--")
-        memory.set(ylabel="peak memory, GB", ylim=(0, None))
+        memory.set(ylim=(0, 1.1 * largest))
+        memory.set_ylabel("peak memory, GB", color="C1")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 

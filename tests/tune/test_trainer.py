@@ -154,7 +154,7 @@ def test_a_checkpoint_of_another_recipe_is_not_taken_up(
 
 
 def test_a_checkpoint_is_found_whenever_writing_it_is_cut_short(tmp_path: Path) -> None:
-    newest, new, before = (tmp_path / name for name in FILES)
+    newest, new, _ = (tmp_path / name for name in FILES)
 
     def found() -> tuple[int, float]:
         checkpoint = find_checkpoint(tmp_path, "this")

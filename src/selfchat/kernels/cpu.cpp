@@ -294,7 +294,7 @@ inline float weigh(float* row, long first, long last, long width, float scale, f
   for (long j = 0; j < width; j += W) {
     v16 x = exp(load(row + j) * scale - shift);
     i16v at = step + int32_t(j);
-    x = (at >= int32_t(first)) & (at <= int32_t(last)) ? x : (v16){};
+    x = ((at >= int32_t(first)) & (at <= int32_t(last))) ? x : (v16){};
     store(row + j, x);
     total += x;
   }
@@ -778,6 +778,11 @@ struct Int8Product {
   T* y;
 };
 
+// Not the intrinsic: with it, GCC copies the sums about and spills them.
+inline void add_products(__m512i& sums, __m512i a, __m512i c) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(a), "v"(c));
+}
+
 // Adds the products of R rows with a panel over one group of the depth to `total` (R, 64).
 template <int R, typename T>
 void int8_group(const Int8Product<T>& w, long m, long panel, long g, float* total) {
@@ -796,8 +801,7 @@ void int8_group(const Int8Product<T>& w, long m, long panel, long g, float* tota
       int32_t four;
       std::memcpy(&four, row + i * w.depth + k, 4);
       const __m512i a = _mm512_set1_epi32(four);
-      // Not the intrinsic: with it, GCC copies the sums about and spills them.
-      each<4>([&](auto j) INLINE { asm("vpdpbusd %2, %1, %0" : "+v"(acc[i][j]) : "v"(a), "v"(c[j])); });
+      each<4>([&](auto j) INLINE { add_products(acc[i][j], a, c[j]); });
     });
   }
   __m512 s[4];

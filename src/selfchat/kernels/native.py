@@ -242,13 +242,20 @@ def native() -> Native:
     return Native()
 
 
+def must_compile() -> bool:
+    """Whether the first use compiles, which takes seconds, or a minute with Zig's compiler."""
+    try:
+        return not _library_path(_source(), _compiler()).exists()
+    except NoCompiler:
+        return False
+
+
 def _load() -> ctypes.CDLL:
-    source = resources.files("selfchat.kernels").joinpath("cpu.cpp").read_bytes()
-    compiler = _compiler()
+    source, compiler = _source(), _compiler()
     threads = next((Path(torch.__file__).parent / "lib").glob("libgomp*"), None)
     if threads is None:
         raise NoCompiler("this build of torch has no GNU OpenMP, which the native kernels share")
-    path = cache_directory() / "kernels" / f"cpu-{_identity(source, compiler)}.so"
+    path = _library_path(source, compiler)
     try:
         ctypes.CDLL(str(threads), mode=ctypes.RTLD_GLOBAL)
         if not path.exists():
@@ -256,6 +263,18 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL(str(path))
     except OSError as error:  # the cache cannot be written, or nothing may be run from it
         raise NoCompiler(f"the native kernels cannot be kept in {path.parent}: {error}") from None
+
+
+def _source() -> bytes:
+    return resources.files("selfchat.kernels").joinpath("cpu.cpp").read_bytes()
+
+
+def _library_path(source: bytes, compiler: list[str]) -> Path:
+    """Named by what the machine code is made of."""
+    version = _run_compiler([*compiler, "--version"], b"")
+    made_of = (source, version, " ".join(_FLAGS).encode(), _processor().encode())
+    name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
+    return cache_directory() / "kernels" / f"cpu-{name}.so"
 
 
 def _compiler() -> list[str]:
@@ -271,13 +290,6 @@ def _compiler() -> list[str]:
         "no C++ compiler was found, which makes tuning several times faster: install g++, or "
         "pip install 'selfchat[compiler]'"
     )
-
-
-def _identity(source: bytes, compiler: list[str]) -> str:
-    """Names what the machine code is made of."""
-    version = _run_compiler([*compiler, "--version"], b"")
-    made_of = (source, version, " ".join(_FLAGS).encode(), _processor().encode())
-    return hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
 
 
 def _processor() -> str:
@@ -305,6 +317,7 @@ def _run_compiler(command: list[str], source: bytes) -> bytes:
     except OSError as error:
         raise NoCompiler(f"{command[0]} cannot be run: {error.strerror}") from None
     if made.returncode:
-        first = next(iter(made.stderr.decode(errors="replace").splitlines()), "no reason given")
-        raise NoCompiler(f"the native kernels cannot be compiled with {command[0]}: {first[:160]}")
+        lines = made.stderr.decode(errors="replace").splitlines() or ["no reason given"]
+        why = next((line for line in lines if "error" in line), lines[0])
+        raise NoCompiler(f"the native kernels cannot be compiled with {command[0]}: {why[:160]}")
     return made.stdout

@@ -15,6 +15,7 @@ from selfchat.core.files import content_hash, read_records, write_json
 from selfchat.core.progress import Progress, Quiet
 from selfchat.core.records import Dialogue, Record, stable_id
 from selfchat.core.rundir import versions
+from selfchat.kernels.native import must_compile
 from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import save_adapter
 from selfchat.models.bases import base_folder, best_device, load_tokenizer
@@ -234,6 +235,8 @@ def _checkpoint(
 
 def _kernels(device: torch.device, checkpoint: Checkpoint | None, progress: Progress) -> Plain:
     """Those of the checkpoint, or the fastest that there are here."""
+    if device.type == "cpu" and must_compile():
+        progress.say("tune: compiling the kernels for this processor, once")
     kernels, lacking = best_kernels(device)
     if checkpoint is not None and checkpoint.at.kernels == Plain.name:
         return Plain()
