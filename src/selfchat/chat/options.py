@@ -21,7 +21,7 @@ class ChatOptions(Options):
     temperature: float = result(1.0, "0 is greedy; higher is more varied", ge=0, le=2)
     top_p: float = result(0.95, "draw among the likeliest tokens of this share", gt=0, le=1)
     max_tokens: int = result(512, "most tokens of a reply", ge=1)
-    rng_seed: int = execution(0, "seed of the replies drawn in the terminal")
+    rng_seed: int = execution(0, "seed of the replies drawn in the terminal", ge=0, lt=1 << 63)
 
 
 def chat_settings(options: ChatOptions) -> ChatSettings:

@@ -41,7 +41,7 @@ class CollectOptions(Options):
     user_temperature: float | None = result(None, "of the human's lines, if another", ge=0, le=2)
     user_top_p: float | None = result(None, "of the human's lines, if another", gt=0, le=1)
     retries: int = result(0, "times that a cut or repeated answer is drawn again, by turns", ge=0)
-    rng_seed: int = result(0, "seed of every random choice")
+    rng_seed: int = result(0, "seed of every random choice", ge=0, lt=1 << 63)
     base_url: str | None = execution(None, "endpoint of an OpenAI-compatible server")
     api_key_env: str = execution("OPENAI_API_KEY", "environment variable that holds the API key")
     user_base_url: str | None = execution(None, "endpoint of user_teacher, if another")

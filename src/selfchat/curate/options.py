@@ -29,4 +29,4 @@ class CurateOptions(Options):
     min_turns: int = result(1, "dialogues with fewer turns are dropped", ge=1)
     heldout: float = result(0.05, "share of the seeds whose dialogues are held out", gt=0, lt=1)
     heldout_most: int = result(2000, "most seeds held out", ge=1)
-    rng_seed: int = result(0, "seed of every random choice")
+    rng_seed: int = result(0, "seed of every random choice", ge=0, lt=1 << 63)

@@ -272,7 +272,8 @@ def _source() -> bytes:
 def _library_path(source: bytes, compiler: list[str]) -> Path:
     """Named by what the machine code is made of."""
     version = _run_compiler([*compiler, "--version"], b"")
-    made_of = (source, version, " ".join(_FLAGS).encode(), _processor().encode())
+    command = " ".join([*compiler, *_FLAGS])
+    made_of = (source, version, command.encode(), _processor().encode())
     name = hashlib.sha256(b"\0".join(made_of)).hexdigest()[:16]
     return cache_directory() / "kernels" / f"cpu-{name}.so"
 

@@ -26,7 +26,7 @@ class SeedsOptions(Options):
     domain_column: str | None = result(None, "column that holds each row's domain")
     sample: int | None = result(None, "how many seeds to draw; all if not given", ge=1)
     sample_each: int | None = result(None, "how many seeds to draw from each source", ge=1)
-    rng_seed: int = result(0, "seed of the random draw")
+    rng_seed: int = result(0, "seed of the random draw", ge=0, lt=1 << 63)
     phrases: int = result(
         0, "key phrases to extract from each document; 0: the rows are the seeds", ge=0
     )

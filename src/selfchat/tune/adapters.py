@@ -65,6 +65,7 @@ class Adapters:
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take up what `state` gave; raises KeyError or RuntimeError where it is of others."""
+        self.optimizer.state.clear()
         for name, row in zip("ab", self.rows, strict=True):
             row.copy_(state[f"{name}.value"])
             for key in ("step", "exp_avg", "exp_avg_sq"):

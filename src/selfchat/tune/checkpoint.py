@@ -26,9 +26,16 @@ FILES = (_NEWEST, _NEW, _BEFORE)
 
 
 class Progressed(Record):
-    """Where a run stands: optimizer steps done, its seconds, joules and tokens so far, its path."""
+    """Where a run stands: optimizer steps done, their seconds, joules and tokens, its path.
+
+    Losses are in nats per trained token: of the base on the held-out dialogues, and of the last
+    step.
+    """
 
     step: int = 0
+    heldout_before: float | None = None
+    loss: float = 0.0
+    gradient_norm: float = 0.0
     seconds: float = 0.0
     joules: float = 0.0
     tokens_seen: int = 0
@@ -49,7 +56,7 @@ class Checkpoint(NamedTuple):
 def save_checkpoint(
     folder: Path, state: dict[str, Tensor], at: Progressed, fingerprint: str
 ) -> None:
-    """Write a checkpoint; the one before is kept until the next.
+    """Write a checkpoint; the one before is kept until the next, those of other runs are not.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written; the last ones are as they were.
@@ -61,8 +68,10 @@ def save_checkpoint(
     newest, new, before = (folder / name for name in FILES)
     with written_whole(new) as temporary:
         save_file(tensors, temporary, metadata)
-    if newest.exists():
+    if _metadata(newest).get("fingerprint") == fingerprint:
         newest.replace(before)
+    else:
+        before.unlink(missing_ok=True)
     new.replace(newest)
 
 
@@ -78,17 +87,25 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def _read(path: Path, fingerprint: str) -> Checkpoint | None:
+    metadata = _metadata(path)
+    if metadata.get("fingerprint") != fingerprint:
+        return None
     try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-        if metadata.get("fingerprint") != fingerprint:
-            return None
         tensors = load_file(path)
         if _digest(tensors) != metadata["digest"]:
             return None
         return Checkpoint(Progressed.model_validate_json(metadata["at"]), tensors)
     except (FileNotFoundError, SafetensorError, KeyError, ValidationError):
         return None
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Of a checkpoint; empty where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as file:
+            return dict(file.metadata() or {})
+    except (FileNotFoundError, SafetensorError):
+        return {}
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -31,7 +31,7 @@ class TuneOptions(Options):
     loraplus_ratio: float = result(1.0, "B learns at this many times the rate of A (LoRA+)", ge=1)
     warmup: int = result(0, "steps over which the learning rate rises", ge=0)
     max_length: int = result(512, "tokens; whole turns that do not fit are left out", ge=16)
-    rng_seed: int = result(0, "seed of every random choice")
+    rng_seed: int = result(0, "seed of every random choice", ge=0, lt=1 << 63)
     micro_tokens: int = execution(
         2048, "tokens that are processed at once; less takes less memory", ge=16
     )

@@ -378,9 +378,9 @@ def _receipt(
         gradient_norm_min=smallest,
         gradient_norm_median=median,
         gradient_norm_max=largest,
-        loss=trained.loss,
-        heldout_loss_before=trained.heldout_before,
-        heldout_loss_after=trained.heldout_after,
+        loss=round(at.loss, 6),
+        heldout_loss_before=round(at.heldout_before or 0.0, 6),
+        heldout_loss_after=round(trained.heldout_after, 6),
     )
 
 

@@ -40,8 +40,6 @@ class Trained(NamedTuple):
     """What a finished run was; losses in nats per trained token."""
 
     at: Progressed
-    loss: float  # of the last step
-    heldout_before: float
     heldout_after: float
     gradient_norms: tuple[float, float, float]  # the smallest, the median, the largest
 
@@ -100,17 +98,16 @@ class Trainer:
             progress.say(f"tune: going on after step {at.step} of {self._steps}")
         leads = self._workers.leads
         self._log = Log(self._folder, at.step, self._options.tensorboard and leads)
-        if not self._log.values("heldout_loss"):
-            self._evaluate(at, progress)
-        opened = time.monotonic()
-        began, saved = opened - at.seconds, opened
+        if at.heldout_before is None:
+            at = at.model_copy(update={"heldout_before": self._evaluate(at, progress)})
+        opened = saved = time.monotonic()
         title = f"tune {self._options.epochs} epoch{'s' * (self._options.epochs > 1)}"
         done = min(at.step * self._options.batch, len(self._examples) * self._options.epochs)
         total = len(self._examples) * self._options.epochs
         with progress.bar(title, total=total, done=done) as bar, _interruptions() as asked:
             while at.step < self._steps:
                 used = start.joules + joules()
-                at = self._step(at, began, bar, progress).model_copy(update={"joules": used})
+                at = self._step(at, bar, progress).model_copy(update={"joules": used})
                 if at.step % self._steps_an_epoch == 0:
                     self._evaluate(at, progress)
                 due = time.monotonic() - saved > self._options.checkpoint_seconds
@@ -127,18 +124,17 @@ class Trainer:
                         "to go on"
                     )
         self._log.close()
-        losses, heldout = self._log.values("loss"), self._log.values("heldout_loss")
-        norms = sorted(self._log.values("gradient_norm"))
-        return Trained(
-            at, losses[-1], heldout[0], heldout[-1], (norms[0], norms[len(norms) // 2], norms[-1])
-        )
+        norms = sorted(self._log.values("gradient_norm")) or [at.gradient_norm]
+        heldout = self._log.values("heldout_loss") or [self._evaluate(at, progress)]
+        return Trained(at, heldout[-1], (norms[0], norms[len(norms) // 2], norms[-1]))
 
     def _time_is_over(self, opened: float) -> bool:
         minutes = self._options.max_minutes
         return minutes is not None and time.monotonic() - opened >= 60 * minutes
 
-    def _step(self, at: Progressed, began: float, bar: Bar, progress: Progress) -> Progressed:
+    def _step(self, at: Progressed, bar: Bar, progress: Progress) -> Progressed:
         """One optimizer step: the loss is averaged over all trained tokens of its dialogues."""
+        began = time.monotonic()
         epoch, place = divmod(at.step, self._steps_an_epoch)
         batch = self._batch(epoch, place)
         sums = self._learn_from(batch, at.step, bar)
@@ -147,10 +143,13 @@ class Trainer:
         self._refuse_divergence(at, loss, norm, progress)
         rate = self._learning_rate(at.step)
         self._adapters.step(rate)
-        seconds = time.monotonic() - began
+        took = time.monotonic() - began
+        seconds = at.seconds + took
         done = at.model_copy(
             update={
                 "step": at.step + 1,
+                "loss": loss,
+                "gradient_norm": norm,
                 "seconds": seconds,
                 "tokens_seen": at.tokens_seen + sums.seen,
                 "tokens_trained": at.tokens_trained + sums.trained,
@@ -166,7 +165,7 @@ class Trainer:
                 "tokens": done.tokens_seen,
                 "trained_tokens": done.tokens_trained,
                 "seconds": round(seconds, 3),
-                "tokens_per_second": round(sums.seen / (seconds - at.seconds), 1),
+                "tokens_per_second": round(sums.seen / took, 1),
             }
         )
         bar.advance(0, note=f"loss {loss:.3f} · {done.tokens_seen / seconds:.0f} tokens/s")
@@ -211,7 +210,7 @@ class Trainer:
 
     def _name(self, step: int, place: int) -> int:
         """A number for an example of a step, for what is drawn on it."""
-        return (self._options.rng_seed * 1_000_003 + step) * 65_537 + place
+        return ((self._options.rng_seed * 1_000_003 + step) * 65_537 + place) % (1 << 32)
 
     def _batch(self, epoch: int, place: int) -> list[tuple[int, Example]]:
         """A step's examples and their numbers: each epoch has an order of its own, by the seed."""
@@ -233,17 +232,20 @@ class Trainer:
     def _refuse_divergence(
         self, at: Progressed, loss: float, norm: float, progress: Progress
     ) -> None:
-        """Stop at a loss that is no number or, for some steps, too high; take the good one back."""
-        most = _ASTRAY_TIMES * self._log.values("heldout_loss")[0] + 1
+        """Stop at a loss that is no number or, for some steps, too high; take the good one back.
+
+        Good are adapters whose loss was seen to be; those that this step's loss is of are judged.
+        """
+        assert at.heldout_before is not None
+        most = _ASTRAY_TIMES * at.heldout_before + 1
         finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite and loss <= most:
-            self._good = None
-            return
-        if self._good is None:
+        if (finite and loss <= most) or self._good is None:
             state = self._adapters.state()
             self._good = at, {name: value.clone() for name, value in state.items()}
+        if finite and loss <= most:
+            return
         good, state = self._good
-        if finite and at.step - good.step + 1 < _ASTRAY_STEPS:
+        if finite and at.step - good.step < _ASTRAY_STEPS:
             return
         self._adapters.restore(state)
         self._adapters.forget()
@@ -256,7 +258,8 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _evaluate(self, at: Progressed, progress: Progress) -> None:
+    def _evaluate(self, at: Progressed, progress: Progress) -> float:
+        """The loss on the held-out dialogues."""
         self._tuned.model.eval()
         lengths = [len(example.token_ids) for example in self._heldout]
         mine = self._workers.share(lengths)
@@ -268,6 +271,7 @@ class Trainer:
         epoch = round(at.step / self._steps_an_epoch, 4)
         self._log.add({"step": at.step, "epoch": epoch, "heldout_loss": round(mean, 6)})
         progress.say(f"tune: held-out loss {mean:.4f} after {epoch:g} epochs")
+        return mean
 
     def _save(self, at: Progressed, progress: Progress, must: bool) -> None:
         """Write a checkpoint; one that fails in the middle of a run is tried again later."""
@@ -279,7 +283,10 @@ class Trainer:
                 what = f"the checkpoint of step {at.step} cannot be written to {self._folder}"
                 why = getattr(error, "strerror", None) or str(error)
                 if must:
-                    raise SelfchatError(f"{what}: {why}; the one before is kept") from None
+                    raise SelfchatError(
+                        f"{what}: {why}: make room and run the same command again, which goes on "
+                        "from the last checkpoint there is"
+                    ) from None
                 progress.say(f"tune: {what}: {why}; going on, and trying again")
         if must:
             self._workers.wait()
