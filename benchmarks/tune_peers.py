@@ -11,9 +11,9 @@ anything is learned, must therefore be the same; it is compared with Selfchat's 
 
 An optimizer step is all of the dialogues, whatever the setting. Timed are `--steps` whole steps
 (forward, backward, optimizer) after one to warm up; loading and the warm-up are left out. The rate
-is that of tokens without padding. In Selfchat's time is watching one short held-out dialogue a
-step. Every run is a process of its own with as many threads as torch takes; they take turns, and
-medians of the repeats are printed. The peak of memory is VmHWM, loading included.
+is that of tokens without padding. Selfchat also watches one short held-out dialogue a step, which
+is not in its time. Every run is a process of its own with as many threads as torch takes; they take
+turns, and medians of the repeats are printed. The peak of memory is VmHWM, loading included.
 
 `--grid` first looks for TRL's best settings on fewer dialogues: all precisions and losses, then all
 batches and orders with the best of each version, then eager attention, gradient checkpointing and,

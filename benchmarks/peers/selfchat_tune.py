@@ -1,7 +1,7 @@
 """Selfchat itself: `selfchat.tune.step.tune`, read from its receipt and its log only.
 
 The corpus is one step's dialogues, seen once a step. Between steps the held-out dialogues are
-watched; that is in the time.
+watched; that is not in the time.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ INLINE inline void each(F f) {
 
 long round_up(long n, long to) { return (n + to - 1) / to * to; }
 
-// ---- fp32 products of small matrices, for attention: C (m, n) [+]= A (m, k) B (k, n) ----------------
+// ---- fp32 products in cache, for attention and thin ones: C (m, n) [+]= A (m, k) B (k, n) ----------------
 // A may have any strides; B and C have unit column stride and n is a multiple of W.
 
 #ifdef __AVX512F__

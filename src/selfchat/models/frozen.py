@@ -26,6 +26,8 @@ _QUANTISED = frozenset(
 class FrozenLinear(nn.Module):
     """`y = x Wᵀ + bias` with W (outputs, inputs) in fp32 or bf16, which gets no gradient."""
 
+    _in_bytes = False  # whether its products take rows in 8 bits
+
     def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
@@ -63,9 +65,9 @@ class FrozenLinear(nn.Module):
         dropout: Dropout | None = None,
         prepared: bool = True,
     ) -> tuple[Any, Any, Any]:
-        """What `Plain.read` says of rows (tokens, width), and the rows prepared."""
-        _, low, sums = self._kernels.read(x, down, across, dropout)
-        return self.prepare(x), low, sums
+        """What `Plain.read` says of rows (tokens, width), and they prepared, if asked for."""
+        held, low, sums = self._kernels.read(x, down, across, dropout, prepared and self._in_bytes)
+        return held if self._in_bytes else x.to(self.dtype), low, sums
 
     def add_dropped(self, y: Tensor, low: Low, dropout: Dropout) -> None:
         """Add what dropout leaves of `u b` to y, in place."""
@@ -112,6 +114,8 @@ class Int8Linear(FrozenLinear):
     gradient one for each input and group of outputs.
     """
 
+    _in_bytes = True
+
     def __init__(self, linear: nn.Linear, kernels: Plain, dtype: torch.dtype | None = None) -> None:
         """Results are in `dtype`, by default that of the weights."""
         super().__init__(linear, kernels)
@@ -132,16 +136,6 @@ class Int8Linear(FrozenLinear):
 
     def prepare(self, x: Tensor) -> Any:
         return self.read(x)[0]
-
-    def read(
-        self,
-        x: Tensor,
-        down: Tensor | None = None,
-        across: Tensor | None = None,
-        dropout: Dropout | None = None,
-        prepared: bool = True,
-    ) -> tuple[Any, Any, Any]:
-        return self._kernels.read(x, down, across, dropout, prepared)
 
     def product(self, rows: Quantised, low: Low | None = None) -> Tensor:
         return self._kernels.int8_product(

@@ -172,17 +172,17 @@ def flops_per_token(shape: Shape, adapters: int, length: int) -> float:
 def memory_bytes(shape: Shape, adapters: int, weights: str, micro_tokens: int) -> int:
     """An estimate of the peak: weights, adapters with Adam's state, activations, logits.
 
-    Activations are what a decoder layer keeps for its gradient: the residual twice, queries, keys,
-    values and attention's result, and two intermediate vectors, at the width of the numbers that
-    are computed with: 2 bytes on a GPU, 4 on a CPU unless it computes in bf16.
+    Activations are what a decoder layer keeps for its gradient: the residual and its norm, twice,
+    queries, keys, values and attention's result, and three intermediate vectors, at the width of
+    the numbers between the products: 4 bytes in fp32, else 2.
     """
     width = 4 if weights == "fp32" else 2
     embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
     held = shape.linear_parameters * _BYTES[weights] + embeddings
     keys = shape.num_key_value_heads * shape.head_dim
-    kept = 4 * shape.hidden_size + 2 * keys + 2 * shape.intermediate_size
+    kept = 6 * shape.hidden_size + 2 * keys + 3 * shape.intermediate_size
     activations = micro_tokens * shape.num_hidden_layers * kept * width
-    logits = 6_000_000 * (4 + width)
+    logits = 7_100_000 * (4 + width)
     return int(held + 16 * adapters + activations + logits)
 
 

@@ -123,9 +123,9 @@ class Trainer:
                         f"{why} after step {at.step} of {self._steps}; run the same command again "
                         "to go on"
                     )
-        self._log.close()
         norms = sorted(self._log.values("gradient_norm")) or [at.gradient_norm]
         heldout = self._log.values("heldout_loss") or [self._evaluate(at, progress)]
+        self._log.close()
         return Trained(at, heldout[-1], (norms[0], norms[len(norms) // 2], norms[-1]))
 
     def _time_is_over(self, opened: float) -> bool:
