@@ -24,12 +24,13 @@ from typing import Any
 import torch
 
 from selfchat.core.files import write_text
+from selfchat.kernels.best import best_kernels
 from selfchat.models.lora import LoraConfig, lora_layers
 from selfchat.models.packing import pack
 from selfchat.template.renderer import Example
 from selfchat.tune.adapters import Adapters
 from selfchat.tune.memory import keep_freed_memory
-from selfchat.tune.model import best_kernels, choose_weights, time_weights, tuned_model
+from selfchat.tune.model import choose_weights, time_weights, tuned_model
 
 _CPU = torch.device("cpu")
 _GROWING = {

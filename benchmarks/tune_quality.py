@@ -25,6 +25,7 @@ import tune_corpus
 from selfchat.core.files import read_records, write_records, write_text
 from selfchat.core.progress import show_progress
 from selfchat.core.records import Dialogue
+from selfchat.kernels.best import best_kernels
 from selfchat.models.adapter import load_adapter
 from selfchat.models.bases import load_base, load_tokenizer
 from selfchat.models.frozen import FrozenLinear
@@ -32,7 +33,6 @@ from selfchat.models.likelihood import summed_loss
 from selfchat.models.packing import pack
 from selfchat.template.renderer import make_renderer
 from selfchat.tune.examples import make_examples
-from selfchat.tune.model import best_kernels
 from selfchat.tune.options import TuneOptions
 from selfchat.tune.step import tune
 

@@ -40,8 +40,8 @@ def examine() -> dict[str, str]:
 def _torch() -> dict[str, str]:
     import torch
 
+    from selfchat.kernels.best import best_kernels
     from selfchat.models.bases import best_device, chosen_weights
-    from selfchat.tune.model import best_kernels
 
     device = best_device()
     kernels, lacking = best_kernels(device)

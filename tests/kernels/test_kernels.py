@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+import interpreter  # noqa: F401 - before any program of Triton's is made
+from selfchat.kernels.best import unlike
+from selfchat.kernels.gpu import Triton
 from selfchat.kernels.native import NoCompiler, native
-from selfchat.kernels.plain import GROUP, Activation, Dropout, Head, Plain, Quantised
+from selfchat.kernels.plain import Activation, Bits, Dropout, Head, Plain, Quantised, Scheme
 
 
 def _native() -> Plain:
@@ -25,14 +28,21 @@ def _native() -> Plain:
         pytest.skip(str(error))
 
 
-@pytest.fixture(params=["plain", "native"])
+@pytest.fixture(params=["plain", "native", "triton"])
 def kernels(request: pytest.FixtureRequest) -> Plain:
+    """Those for graphics cards run in Triton's interpreter."""
+    if request.param == "triton":
+        return Triton((9, 0))
     return Plain() if request.param == "plain" else _native()
 
 
-@pytest.fixture
-def int8(kernels: Plain) -> Plain:
-    return kernels
+@pytest.fixture(params=["plain", "native", "Ampere", "Hopper"])
+def multiplier(request: pytest.FixtureRequest) -> Plain:
+    """Kernels whose 8-bit products differ."""
+    cards = {"Ampere": (8, 0), "Hopper": (9, 0)}
+    if request.param in cards:
+        return Triton(cards[request.param])
+    return Plain() if request.param == "plain" else _native()
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -53,8 +63,10 @@ def slopes(outputs: Tensor, inputs: list[Tensor], slope: Tensor) -> tuple[Tensor
     return torch.autograd.grad(outputs, inputs, slope)
 
 
-def eight_bits(kernels: Plain, x: Tensor) -> Quantised:
-    found = kernels.read(x, quantised=True).quantised
+def eight_bits(
+    kernels: Plain, x: Tensor, bits: Bits = "int8", columns: Tensor | None = None
+) -> Quantised:
+    found = kernels.read(x, bits=bits, columns=columns).quantised
     assert found is not None
     return found
 
@@ -166,53 +178,82 @@ def test_cross_entropy_leaves_its_slope(kernels: Plain, rows: int, words: int) -
     assert torch.allclose(logits.double(), slope_expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("rank", [0, 1, 8, 20])
-@pytest.mark.parametrize(
-    ("rows", "outputs", "depth"), [(1, 1, 1), (7, 65, 30), (100, 64, 192), (13, 200, 577)]
-)
-def test_the_int8_product_is_that_of_the_rounded_numbers(
-    int8: Plain, rows: int, outputs: int, depth: int, rank: int
-) -> None:
-    x, weight, bias = draw(rows, depth), draw(outputs, depth, seed=1), draw(outputs)
-    low = (draw(rows, rank), draw(rank, outputs)) if rank else None
-    expected = _rounded(x) @ _rounded(weight).T + bias.double()
-    if low:
-        expected = expected + low[0].double() @ low[1].double()
-    found = int8.int8_product(eight_bits(int8, x), int8.int8_weight(weight), bias, low)
-    assert close(found, expected)
-    again = int8.int8_product(
-        eight_bits(int8, x), int8.int8_weight(weight), bias, low, into=found.clone()
-    )
-    assert close(again, 2 * expected)
-
-
-@pytest.mark.parametrize(("outputs", "depth"), [(65, 30), (64, 192), (200, 577)])
-def test_a_weight_is_quantised_for_the_gradient_by_its_columns(
-    int8: Plain, outputs: int, depth: int
-) -> None:
-    weight, slope = draw(outputs, depth), draw(9, outputs)
-    found = int8.int8_product(eight_bits(int8, slope), int8.int8_weight(weight.T))
-    assert close(found, _rounded(slope) @ _rounded(weight.T).T)
-
-
-def _rounded(x: Tensor) -> Tensor:
+def _rounded(x: Tensor, scheme: Scheme, group: int) -> Tensor:
     """Rows as 8 bits hold them, in float64."""
     parts = []
-    for part in x.split(GROUP, dim=1):
-        scale = part.abs().amax(1, keepdim=True) / 127
-        parts.append((part / scale).round().clamp(-127, 127).double() * scale.double())
+    for part in x.float().split(group or x.shape[1], dim=1):
+        most = part.abs().amax(1, keepdim=True)
+        inside = (part * (scheme.highest / most)).clamp(-scheme.highest, scheme.highest)
+        held = inside.round() if scheme.dtype is torch.int8 else inside.to(scheme.dtype)
+        parts.append(held.double() * (most / scheme.highest).double())
     return torch.cat(parts, 1)
 
 
+def _rows_and_weight(kernels: Plain, bits: Bits, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    scheme = kernels.schemes[bits]
+    return _rounded(x, scheme, scheme.group), _rounded(weight, scheme, scheme.weight_group)
+
+
+BITS: tuple[Bits, ...] = ("int8", "fp8")
+PRODUCTS = [(1, 1, 1), (7, 65, 30), (100, 64, 192), (13, 200, 577), (130, 300, 40)]
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("rank", [0, 1, 8, 20])
+@pytest.mark.parametrize(("rows", "outputs", "depth"), PRODUCTS)
+def test_an_8_bit_product_is_that_of_the_rounded_numbers(
+    multiplier: Plain, bits: Bits, rows: int, outputs: int, depth: int, rank: int
+) -> None:
+    x, weight, bias = draw(rows, depth), draw(outputs, depth, seed=1), draw(outputs)
+    low = (draw(rows, rank), draw(rank, outputs)) if rank else None
+    rounded_x, rounded_weight = _rows_and_weight(multiplier, bits, x, weight)
+    expected = rounded_x @ rounded_weight.T + bias.double()
+    if low:
+        expected = expected + low[0].double() @ low[1].double()
+    held, rows_held = multiplier.eight_bit_weight(weight, bits), eight_bits(multiplier, x, bits)
+    found = multiplier.eight_bit_product(rows_held, held, bias, low)
+    assert close(found, expected)
+    again = multiplier.eight_bit_product(rows_held, held, bias, low, into=found.clone())
+    assert close(again, 2 * expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(("outputs", "depth"), [(65, 30), (64, 192), (200, 577)])
+def test_the_gradients_product_is_that_of_the_rounded_numbers(
+    multiplier: Plain, bits: Bits, outputs: int, depth: int
+) -> None:
+    """The weight is rounded again by its columns, or turned, and the slope takes its scales."""
+    weight, slope = draw(outputs, depth), draw(9, outputs)
+    scheme = multiplier.schemes[bits]
+    held = multiplier.eight_bit_weight(weight, bits)
+    if scheme.turns:
+        assert held.scales is not None
+        columns, back = held.scales.flatten(), multiplier.turned(held)
+        scaled = _rounded(slope * columns, scheme, scheme.group)
+        weight = _rounded(weight, scheme, 0) / columns.double().unsqueeze(1)
+        expected = scaled @ weight
+    else:
+        columns, back = None, multiplier.eight_bit_weight(weight.T, bits)
+        rounded = _rounded(weight.T, scheme, scheme.weight_group)
+        expected = _rounded(slope, scheme, scheme.group) @ rounded.T
+    found = multiplier.eight_bit_product(eight_bits(multiplier, slope, bits, columns), back)
+    assert close(found, expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_int8_product_gives_the_numbers_that_are_asked_for(
-    int8: Plain, dtype: torch.dtype
+def test_an_8_bit_product_gives_the_numbers_that_are_asked_for(
+    multiplier: Plain, bits: Bits, dtype: torch.dtype
 ) -> None:
     x, weight = draw(13, 100, dtype=dtype), draw(70, 100, seed=1)
-    expected = _rounded(x.float()) @ _rounded(weight).T
-    found = int8.int8_product(eight_bits(int8, x), int8.int8_weight(weight), dtype=dtype)
+    rounded_x, rounded_weight = _rows_and_weight(multiplier, bits, x, weight)
+    held = multiplier.eight_bit_weight(weight, bits)
+    low = draw(13, 24)[:, 8:16], draw(8, 70)  # rows that lie apart, as those of shared inputs do
+    found = multiplier.eight_bit_product(
+        eight_bits(multiplier, x, bits), held, None, low, None, dtype
+    )
     assert found.dtype is dtype
-    assert close(found, expected)
+    assert close(found, rounded_x @ rounded_weight.T + low[0].double() @ low[1].double())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -228,39 +269,63 @@ def test_reading_rows_forms_the_products_that_are_asked_for(
     assert read.quantised is None
     assert (read.low is None, read.sums is None) == (down is None, across is None)
     if read.low is not None and down is not None:
-        assert close(read.low, x.double() @ down.double().T)
+        assert close(read.low.to(dtype), x.double() @ down.double().T)
     if read.sums is not None and across is not None:
-        assert close(read.sums, across.double().T @ x.double())
-    with_bytes = kernels.read(x, down, across, quantised=True)
+        assert close(read.sums.to(dtype), across.double().T @ x.double())
+    with_bytes = kernels.read(x, down, across, bits="int8")
     assert with_bytes.quantised is not None
     if with_bytes.low is not None and read.low is not None:
         assert torch.equal(with_bytes.low, read.low)
 
 
-def test_rows_of_zeros_stay_zeros(int8: Plain) -> None:
-    rows = eight_bits(int8, torch.zeros(3, 50))
-    assert int8.int8_product(rows, int8.int8_weight(torch.zeros(4, 50))).abs().max() == 0
+@pytest.mark.parametrize("bits", BITS)
+def test_rows_of_zeros_stay_zeros(multiplier: Plain, bits: Bits) -> None:
+    rows = eight_bits(multiplier, torch.zeros(3, 50), bits)
+    weight = multiplier.eight_bit_weight(torch.zeros(4, 50), bits)
+    assert multiplier.eight_bit_product(rows, weight).abs().max() == 0
 
 
-def test_results_do_not_depend_on_the_number_of_threads(int8: Plain) -> None:
+@pytest.mark.parametrize("card", [(8, 0), (9, 0)])
+def test_the_programs_for_cards_pass_the_trial_that_is_made_before_they_are_used(
+    card: tuple[int, int],
+) -> None:
+    assert unlike(Triton(card), torch.device("cpu"), BITS) == ""
+
+
+def test_a_kernel_that_computes_something_else_is_found_out() -> None:
+    class Off(Triton):
+        def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+            return super().gated(gate, up, activation) * 1.1
+
+    class Failing(Triton):
+        def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+            raise RuntimeError("no such instruction\non this card")
+
+    here = torch.device("cpu")
+    assert unlike(Off((8, 0)), here, ()) == "the gate gives other results on this card"
+    assert unlike(Failing((8, 0)), here, ()) == ("the gate fails on this card: no such instruction")
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    native_ones = _native()
     x, weight = draw(201, 192), draw(130, 192)
     q = draw(201, 4, 64)
+    held = native_ones.eight_bit_weight(weight, "int8")
     before = torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             starts = torch.tensor([0, 150, 201])
-            product = int8.int8_product(eight_bits(int8, x), int8.int8_weight(weight))
-            read = int8.read(x, weight[:8], x[:, :5])
+            product = native_ones.eight_bit_product(eight_bits(native_ones, x), held)
+            read = native_ones.read(x, weight[:8], x[:, :5])
             assert read.low is not None
             assert read.sums is not None
-            attended = int8.attention(q, q, q, starts, Head(0.1))[0]
+            attended = native_ones.attention(q, q, q, starts, Head(0.1))[0]
             found.append((product, read.low, read.sums, attended))
     finally:
         torch.set_num_threads(before)
-    if int8.name == "native":
-        assert all(torch.equal(a, b) for pair in found for a, b in zip(pair, found[0], strict=True))
+    assert all(torch.equal(a, b) for pair in found for a, b in zip(pair, found[0], strict=True))
 
 
 def keys_for(rows: int) -> Tensor:
@@ -292,10 +357,10 @@ def test_thin_products_see_what_dropout_leaves(
     _, low, sums = kernels.read(x, down, across, dropout)
     assert low is not None
     assert sums is not None
-    assert close(low, left @ down.double().T)
-    assert close(sums, across.double().T @ left)
+    assert close(low.to(dtype), left @ down.double().T)
+    assert close(sums.to(dtype), across.double().T @ left)
     eight = eight_bits(kernels, x)
-    with_dropout = kernels.read(x, down, across, dropout, quantised=True).quantised
+    with_dropout = kernels.read(x, down, across, dropout, bits="int8").quantised
     assert with_dropout is not None
     assert torch.equal(with_dropout.values, eight.values)  # the frozen layer sees all
     y = x.clone()
@@ -341,8 +406,9 @@ def test_a_processor_without_8_bit_products_gets_them_plain(
         pytest.skip("only the instructions of x86 can be left out so")
     monkeypatch.setenv("CXX", "g++ -mno-avx512f")
     old, x, weight = native(), draw(7, 130), draw(20, 130)
-    found = old.int8_product(eight_bits(old, x), old.int8_weight(weight))
-    assert close(found, _rounded(x) @ _rounded(weight).T)
+    found = old.eight_bit_product(eight_bits(old, x), old.eight_bit_weight(weight, "int8"))
+    rounded_x, rounded_weight = _rows_and_weight(old, "int8", x, weight)
+    assert close(found, rounded_x @ rounded_weight.T)
     q, starts = draw(90, 2, 64), torch.tensor([0, 20, 90])
     expected = Plain().attention(q, q, q, starts, Head(0.1))[0]
     assert close(old.attention(q, q, q, starts, Head(0.1))[0], expected)

@@ -207,7 +207,7 @@ def test_missing_weights_and_other_kinds_of_adapter_are_named(base: Path, tmp_pa
 
 def test_int8_logits_are_close_to_those_of_fp32(base: Path) -> None:
     plain, quantised = load(base), load(base)
-    assert quantise_linears(quantised, Plain()) == 2 * 7
+    assert quantise_linears(quantised, Plain(), "int8", torch.device("cpu"), True) == 2 * 7
     assert isinstance(quantised.lm_head, nn.Linear)
     difference = (logits(quantised) - logits(plain)).norm() / logits(plain).norm()
     assert 0 < difference < 0.02
@@ -218,7 +218,7 @@ def test_gradients_through_int8_are_close_to_those_of_fp32(base: Path) -> None:
     for quantised in (False, True):
         model = load(base)
         if quantised:
-            quantise_linears(model, Plain())
+            quantise_linears(model, Plain(), "int8", torch.device("cpu"), True)
         with_random_lora(model, "all-linear")
         model(input_ids=IDS, labels=IDS).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -229,7 +229,7 @@ def test_gradients_through_int8_are_close_to_those_of_fp32(base: Path) -> None:
 
 def test_quantised_weights_cannot_be_merged_into(base: Path) -> None:
     model = load(base)
-    quantise_linears(model, Plain())
+    quantise_linears(model, Plain(), "int8", torch.device("cpu"), True)
     with_random_lora(model, "baize")
     with pytest.raises(UsageError, match="unquantised"):
         merge_lora(model)

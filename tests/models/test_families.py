@@ -297,7 +297,7 @@ def test_four_bits_give_what_their_rounded_weights_give(
     pytest.importorskip("bitsandbytes")
     address = folder_of(calmed(SUPPORTED[name]))
     rounded = load_base(address, "bf16", CPU)
-    quantise_linears_to_nf4(rounded, Plain())
+    quantise_linears_to_nf4(rounded, Plain(), CPU)
     for path, layer in list(rounded.named_modules()):
         if isinstance(layer, Nf4Linear):
             linear = rounded.get_submodule(path.rpartition(".")[0])
@@ -314,7 +314,7 @@ def test_four_bits_are_near_the_weights_and_not_merged_into() -> None:
     pytest.importorskip("bitsandbytes")
     model = random_model(SUPPORTED["llama"])
     linear = model.model.layers[0].mlp.up_proj
-    assert quantise_linears_to_nf4(model, Plain()) == 2 * 7
+    assert quantise_linears_to_nf4(model, Plain(), CPU) == 2 * 7
     held = model.model.layers[0].mlp.up_proj
     assert 0.01 < distance(held.dense(), linear.weight) < 0.12
     put_random_adapters(model)

@@ -27,11 +27,11 @@ from torch import Tensor
 from selfchat.core.errors import SelfchatError
 from selfchat.core.files import cache_directory
 from selfchat.kernels.plain import (
-    GROUP,
     Activation,
+    Bits,
     Dropout,
+    EightBitWeight,
     Head,
-    Int8Weight,
     Plain,
     Quantised,
     Read,
@@ -43,6 +43,7 @@ _FLAGS = (
 )
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _PANEL = 64  # outputs that lie together
+_GROUP = Plain.schemes["int8"].group
 
 
 class NoCompiler(SelfchatError):
@@ -128,23 +129,24 @@ class Native(Plain):
         down: Tensor | None = None,
         across: Tensor | None = None,
         dropout: Dropout | None = None,
-        quantised: bool = False,
+        bits: Bits | None = None,
+        columns: Tensor | None = None,
     ) -> Read:
-        if quantised and not self._has_int8:
-            return super().read(x, down, across, dropout, quantised)
+        if bits and not self._does(bits):
+            return super().read(x, down, across, dropout, bits, columns)
         x = x.contiguous()
         rows, depth = x.shape
         stride, narrow, wide = _padded(depth), _length(down, 0), _length(across, 1)
         held = low = sums = None
-        if quantised:
-            scales = torch.empty(rows, -(-depth // GROUP))
+        if bits:
+            scales = torch.empty(rows, -(-depth // _GROUP))
             held = Quantised(torch.empty(rows, stride, dtype=torch.uint8), scales)
         if down is not None:
             down, low = down.float().contiguous(), torch.empty(rows, narrow)
         if across is not None:
             across, sums = across.float().contiguous(), torch.empty(wide, depth)
         self._call(
-            "read_rows", x, x, rows, depth, stride, GROUP, *(held or (None, None)), down, narrow,
+            "read_rows", x, x, rows, depth, stride, _GROUP, *(held or (None, None)), down, narrow,
             low, across, wide, sums, *_dropping(dropout),
         )  # fmt: skip
         return Read(held, low, sums)
@@ -153,39 +155,43 @@ class Native(Plain):
         u, b = (part.float().contiguous() for part in low)
         self._call("add_dropped", y, u, b, len(b), *y.shape, *_dropping(dropout), y)
 
-    def int8_weight(self, weight: Tensor) -> Int8Weight:
-        if not self._has_int8:
-            return super().int8_weight(weight)
+    def _does(self, bits: Bits) -> bool:
+        """Whether products in these numbers are native ones."""
+        return bits == "int8" and self._has_int8
+
+    def eight_bit_weight(self, weight: Tensor, bits: Bits) -> EightBitWeight:
+        if not self._does(bits):
+            return super().eight_bit_weight(weight, bits)
         wide = weight.float().contiguous()
         outputs, depth = weight.shape
-        stride, panels, groups = _padded(depth), -(-outputs // _PANEL), -(-depth // GROUP)
+        stride, panels, groups = _padded(depth), -(-outputs // _PANEL), -(-depth // _GROUP)
         values = torch.empty(panels * stride * _PANEL, dtype=torch.int8)
         scales = torch.empty(panels * groups * _PANEL)
         corrections = torch.empty(panels * groups * _PANEL, dtype=torch.int32)
         self._call(
-            "pack", wide, wide, outputs, depth, stride, GROUP,
+            "pack", wide, wide, outputs, depth, stride, _GROUP,
             values, scales, corrections,
         )  # fmt: skip
-        return Int8Weight(values, scales, corrections, outputs, depth)
+        return EightBitWeight(values, scales, corrections, outputs, depth, bits)
 
-    def int8_product(
+    def eight_bit_product(
         self,
         rows: Quantised,
-        weight: Int8Weight,
+        weight: EightBitWeight,
         bias: Tensor | None = None,
         low: tuple[Tensor, Tensor] | None = None,
         into: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        if not self._has_int8:
-            return super().int8_product(rows, weight, bias, low, into, dtype)
+        if not self._does(weight.bits):
+            return super().eight_bit_product(rows, weight, bias, low, into, dtype)
         count, stride = rows.values.shape
         y = torch.empty(count, weight.outputs, dtype=dtype) if into is None else into
         u, b = (part.float().contiguous() for part in low) if low else (None, None)
         self._call(
             "int8_product", y, rows.values, rows.scales, weight.values, weight.scales,
             weight.corrections, bias, u, b, 0 if b is None else len(b), count, weight.outputs,
-            stride, GROUP, int(into is not None), y,
+            stride, _GROUP, int(into is not None), y,
         )  # fmt: skip
         return y
 

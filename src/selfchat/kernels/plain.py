@@ -6,6 +6,7 @@ behind another, and at last the number of all tokens: int64, on the CPU.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
@@ -14,8 +15,33 @@ from torch import Tensor
 from torch.nn import functional
 
 Activation = Literal["silu", "gelu_tanh"]
+Bits = Literal["int8", "fp8"]
 
-GROUP = 64  # numbers along the depth of a product that share an 8-bit scale
+
+class Scheme(NamedTuple):
+    """How numbers are rounded to 8 bits along the depth of a product.
+
+    `group` numbers of a row share a scale, and `weight_group` numbers of an output's weights; 0
+    stands for all of them.
+    """
+
+    dtype: torch.dtype
+    group: int
+    weight_group: int
+
+    @property
+    def highest(self) -> float:
+        """What the largest magnitude of a group becomes."""
+        return 127.0 if self.dtype is torch.int8 else torch.finfo(self.dtype).max
+
+    @property
+    def turns(self) -> bool:
+        """Whether a weight rounded once serves both products.
+
+        An output's one scale multiplies its column of the slope; what is left to do with the weight
+        for the gradient is to turn it.
+        """
+        return self.weight_group == 0
 
 
 class Head(NamedTuple):
@@ -60,24 +86,29 @@ class Read(NamedTuple):
     sums: Tensor | None  # acrossᵀ x, (wide, depth)
 
 
-class Int8Weight(NamedTuple):
+class EightBitWeight(NamedTuple):
     """Frozen weights (outputs, depth) for products with quantised rows.
 
     In `Plain`, `values` is (outputs, depth) and `scales` (outputs, groups); other kernels lay them
-    out as suits them.
+    out as suits them. Without scales the rows carry them.
     """
 
     values: Tensor
-    scales: Tensor
-    corrections: Tensor
+    scales: Tensor | None
+    corrections: Tensor | None
     outputs: int
     depth: int
+    bits: Bits
 
 
 class Plain:
     """The kernels in torch operations."""
 
     name = "plain"
+    schemes: Mapping[Bits, Scheme] = {
+        "int8": Scheme(torch.int8, 64, 64),
+        "fp8": Scheme(torch.float8_e4m3fn, 0, 0),
+    }
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """`x weight / rms(x)` and 1 / rms (tokens); weight is fp32."""
@@ -172,7 +203,8 @@ class Plain:
         down: Tensor | None = None,
         across: Tensor | None = None,
         dropout: Dropout | None = None,
-        quantised: bool = False,
+        bits: Bits | None = None,
+        columns: Tensor | None = None,
     ) -> Read:
         """What is wanted of rows x (tokens, depth) among three things.
 
@@ -180,11 +212,17 @@ class Plain:
             down: (narrow, depth), multiplied with each row.
             across: (tokens, wide), by which the rows are weighed and summed.
             dropout: what these two products do not see.
-            quantised: round the rows to 255 levels of the largest magnitude of each GROUP numbers.
+            bits: round the rows to 8 bits so.
+            columns: (depth), what the rows are multiplied with before they are rounded.
         """
         seen = x if dropout is None else self.dropped(x, dropout)
+        quantised = None
+        if bits:
+            wide = x.float() if columns is None else x.float() * columns
+            scheme = self.schemes[bits]
+            quantised = Quantised(*_quantise(wide, scheme, scheme.group))
         return Read(
-            Quantised(*_quantise(x.float())) if quantised else None,
+            quantised,
             None if down is None else seen @ down.to(x.dtype).T,
             None if across is None else across.to(x.dtype).T @ seen,
         )
@@ -203,16 +241,24 @@ class Plain:
         mixed ^= mixed >> 15
         return x * (mixed >= dropout.least) * dropout.factor
 
-    def int8_weight(self, weight: Tensor) -> Int8Weight:
-        """Quantise weights (outputs, depth) likewise, once."""
-        values, scales = _quantise(weight.float())
-        outputs, depth = weight.shape
-        return Int8Weight(values, scales, torch.empty(0), outputs, depth)
+    def eight_bit_weight(self, weight: Tensor, bits: Bits) -> EightBitWeight:
+        """Round weights (outputs, depth) to 8 bits, once."""
+        scheme = self.schemes[bits]
+        values, scales = _quantise(weight.float(), scheme, scheme.weight_group)
+        return EightBitWeight(values, scales, None, len(weight), weight.shape[1], bits)
 
-    def int8_product(
+    def turned(self, weight: EightBitWeight) -> EightBitWeight:
+        """The same numbers (depth, outputs), without their scales, where the scheme allows it.
+
+        The rows that they are multiplied with must have been read with `columns` of those scales.
+        """
+        values = weight.values[:, : weight.depth].T.contiguous()
+        return EightBitWeight(values, None, None, weight.depth, weight.outputs, weight.bits)
+
+    def eight_bit_product(
         self,
         rows: Quantised,
-        weight: Int8Weight,
+        weight: EightBitWeight,
         bias: Tensor | None = None,
         low: tuple[Tensor, Tensor] | None = None,
         into: Tensor | None = None,
@@ -224,13 +270,15 @@ class Plain:
             into: what the result is added to, in place.
             dtype: of the result, where `into` is not given.
         """
+        scheme = self.schemes[weight.bits]
         y = torch.zeros(len(rows.values), weight.outputs, device=rows.values.device)
-        for group, start in enumerate(range(0, weight.depth, GROUP)):
-            here = slice(start, start + GROUP)
-            sums = torch._int_mm(
-                rows.values[:, here].contiguous(), weight.values[:, here].T.contiguous()
-            )
-            y += sums.float() * rows.scales[:, group, None] * weight.scales[:, group]
+        step = scheme.group or weight.depth
+        for group, start in enumerate(range(0, weight.depth, step)):
+            here = slice(start, min(start + step, weight.depth))
+            sums = _eight_bit_sums(rows.values[:, here], weight.values[:, here])
+            if weight.scales is not None:
+                sums *= weight.scales[:, group if scheme.weight_group else 0]
+            y += sums * rows.scales[:, group, None]
         if bias is not None:
             y += bias
         if low is not None:
@@ -264,12 +312,24 @@ def _scores(q: Tensor, k: Tensor, head: Head) -> Tensor:
     return scores.masked_fill(hidden, float("-inf"))
 
 
-def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
-    values, scales = torch.empty_like(x, dtype=torch.int8), []
-    for start in range(0, x.shape[1], GROUP):
-        part = x[:, start : start + GROUP]
+def _quantise(x: Tensor, scheme: Scheme, group: int) -> tuple[Tensor, Tensor]:
+    """x (rows, depth) fp32 in 8 bits, and the scales (rows, groups)."""
+    values, scales = torch.empty_like(x, dtype=scheme.dtype), []
+    step = group or x.shape[1]
+    for start in range(0, x.shape[1], step):
+        part = x[:, start : start + step]
         most = part.abs().amax(1, keepdim=True)
-        inverse = torch.where(most > 0, 127 / most, torch.zeros_like(most))
-        values[:, start : start + GROUP] = (part * inverse).round().to(torch.int8)
-        scales.append(most / 127)
+        inverse = torch.where(most > 0, scheme.highest / most, torch.zeros_like(most))
+        scaled = (part * inverse).clamp(-scheme.highest, scheme.highest)
+        values[:, start : start + step] = (
+            scaled.round() if scheme.dtype is torch.int8 else scaled
+        ).to(scheme.dtype)
+        scales.append(most / scheme.highest)
     return values, torch.cat(scales, 1)
+
+
+def _eight_bit_sums(rows: Tensor, weight: Tensor) -> Tensor:
+    """`rows weightᵀ` in fp32, exact for int8."""
+    if rows.dtype is torch.int8 and rows.device.type == "cpu":
+        return torch._int_mm(rows.contiguous(), weight.T.contiguous()).float()
+    return rows.float() @ weight.float().T

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfchat.core.errors import UsageError, missing_extra
-from selfchat.kernels.plain import Dropout, Int8Weight, Plain, Quantised
+from selfchat.kernels.plain import Bits, Dropout, EightBitWeight, Plain, Quantised
 
 Low = tuple[Tensor, Tensor]
 
@@ -25,8 +25,6 @@ _QUANTISED = frozenset(
 
 class FrozenLinear(nn.Module):
     """`y = x Wᵀ + bias` with W (outputs, inputs) in fp32 or bf16, which gets no gradient."""
-
-    _in_bytes = False  # whether its products take rows in 8 bits
 
     def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
         super().__init__()
@@ -53,8 +51,8 @@ class FrozenLinear(nn.Module):
                 setattr(linear, name, nn.Parameter(value.detach(), requires_grad=False))
         return linear
 
-    def prepare(self, x: Tensor) -> Any:
-        """Rows (tokens, width) as `product` and `gradient` of this kind of layer take them."""
+    def prepare(self, x: Tensor, slope: bool = False) -> Any:
+        """Rows (tokens, width) as `product` takes them, or as `gradient` does."""
         return x.to(self.dtype)
 
     def read(
@@ -64,10 +62,15 @@ class FrozenLinear(nn.Module):
         across: Tensor | None = None,
         dropout: Dropout | None = None,
         prepared: bool = True,
+        slope: bool = False,
     ) -> tuple[Any, Any, Any]:
-        """What `Plain.read` says of rows (tokens, width), and they prepared, if asked for."""
-        held, low, sums = self._kernels.read(x, down, across, dropout, prepared and self._in_bytes)
-        return held if self._in_bytes else x.to(self.dtype), low, sums
+        """Rows (tokens, width) prepared, if that is asked for, and what `Plain.read` says of them.
+
+        Args:
+            slope: they are prepared for `gradient` and not for `product`.
+        """
+        _, low, sums = self._kernels.read(x, down, across, dropout)
+        return self.prepare(x, slope) if prepared else None, low, sums
 
     def add_dropped(self, y: Tensor, low: Low, dropout: Dropout) -> None:
         """Add what dropout leaves of `u b` to y, in place."""
@@ -76,7 +79,11 @@ class FrozenLinear(nn.Module):
     def product(self, rows: Any, low: Low | None = None) -> Tensor:
         """`rows Wᵀ + bias + u b`, (tokens, outputs)."""
         weight = self.dense()
-        y = rows @ weight.T if self.bias is None else _affine(rows, weight, self.bias)
+        y = (
+            rows @ weight.T
+            if self.bias is None
+            else _affine(rows, weight, self.bias.to(weight.dtype))
+        )
         return y if low is None else y.addmm_(*(part.to(y.dtype) for part in low))
 
     def gradient(self, slope: Any, low: Low | None = None, into: Tensor | None = None) -> Tensor:
@@ -100,64 +107,101 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layer: FrozenLinear) -> Tensor:
         ctx.layer = layer
-        return layer.product(layer.prepare(rows))
+        return layer.product(layer.prepare(rows)).to(rows.dtype)
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
-        return ctx.layer.gradient(ctx.layer.prepare(slope.contiguous())), None
+        return ctx.layer.gradient(ctx.layer.prepare(slope.contiguous(), slope=True)), None
 
 
-class Int8Linear(FrozenLinear):
-    """W in 8 bits, quantised once for each of the two products; rows in 8 bits as they come.
+class EightBitLinear(FrozenLinear):
+    """W in 8 bits, for each of the two products; rows in 8 bits as they come."""
 
-    W (outputs, inputs) has a scale for each output and group of inputs, and the copy for the
-    gradient one for each input and group of outputs.
-    """
+    def __init__(
+        self,
+        linear: nn.Linear,
+        kernels: Plain,
+        bits: Bits,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        turned: bool = True,
+    ) -> None:
+        """Round W, on the device where it then stays.
 
-    _in_bytes = True
-
-    def __init__(self, linear: nn.Linear, kernels: Plain, dtype: torch.dtype | None = None) -> None:
-        """Results are in `dtype`, by default that of the weights."""
+        Args:
+            dtype: of the results, by default that of the weights.
+            turned: keep the copy that the gradient's product takes. Without it, where the kernels'
+                scheme allows that, it is made for each product: the same numbers, more slowly.
+        """
         super().__init__(linear, kernels)
         weight = linear.weight.detach()
+        device = device or weight.device
+        wide = weight.to(device)
         self.dtype = dtype or weight.dtype
-        self._forward_weight = kernels.int8_weight(weight)
-        self._gradient_weight = kernels.int8_weight(weight.T)
-        bias = None if linear.bias is None else linear.bias.detach().float()
+        self.bits: Bits = bits
+        self._weight = kernels.eight_bit_weight(wide, bits)
+        self._turned: EightBitWeight | None = None
+        self._columns: Tensor | None = None
+        if not kernels.schemes[bits].turns:
+            self._turned = kernels.eight_bit_weight(wide.T, bits)
+        else:
+            assert self._weight.scales is not None
+            self._columns = self._weight.scales.flatten()
+            self._turned = kernels.turned(self._weight) if turned else None
+        bias = None if linear.bias is None else linear.bias.detach().to(device).float()
         del self.weight, self.bias
         self.register_buffer("bias", bias, persistent=False)
 
     @property
     def device(self) -> torch.device:
-        return self._forward_weight.values.device
+        return self._weight.values.device
 
     def thawed(self) -> nn.Linear:
         raise UsageError("merging needs unquantised base weights")
 
-    def prepare(self, x: Tensor) -> Any:
-        return self.read(x)[0]
+    def prepare(self, x: Tensor, slope: bool = False) -> Any:
+        return self.read(x, slope=slope)[0]
+
+    def read(
+        self,
+        x: Tensor,
+        down: Tensor | None = None,
+        across: Tensor | None = None,
+        dropout: Dropout | None = None,
+        prepared: bool = True,
+        slope: bool = False,
+    ) -> tuple[Any, Any, Any]:
+        return self._kernels.read(
+            x,
+            down,
+            across,
+            dropout,
+            self.bits if prepared else None,
+            self._columns if slope else None,
+        )
 
     def product(self, rows: Quantised, low: Low | None = None) -> Tensor:
-        return self._kernels.int8_product(
-            rows, self._forward_weight, self.bias, low, dtype=self.dtype
-        )
+        return self._kernels.eight_bit_product(rows, self._weight, self.bias, low, dtype=self.dtype)
 
     def gradient(
         self, slope: Quantised, low: Low | None = None, into: Tensor | None = None
     ) -> Tensor:
-        return self._kernels.int8_product(slope, self._gradient_weight, None, low, into, self.dtype)
+        turned = self._turned or self._kernels.turned(self._weight)
+        return self._kernels.eight_bit_product(slope, turned, None, low, into, self.dtype)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Int8Linear:
-        """Move the quantised weights too; their kinds of numbers stay."""
+    def _apply(self, fn: Any, recurse: bool = True) -> EightBitLinear:
+        """Move the rounded weights too; their kinds of numbers stay."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._forward_weight = _moved(self._forward_weight, fn)
-        self._gradient_weight = _moved(self._gradient_weight, fn)
+        device = fn(torch.empty(0, device=self.device)).device
+        self._weight = _moved(self._weight, device)
+        self._turned = self._turned and _moved(self._turned, device)
+        self._columns = None if self._columns is None else self._columns.to(device)
         return self
 
 
-def _moved(weight: Int8Weight, fn: Any) -> Int8Weight:
-    device = fn(torch.empty(0)).device
-    values, scales, corrections = (part.to(device) for part in weight[:3])
+def _moved(weight: EightBitWeight, device: torch.device) -> EightBitWeight:
+    values, scales, corrections = (None if part is None else part.to(device) for part in weight[:3])
+    assert values is not None
     return weight._replace(values=values, scales=scales, corrections=corrections)
 
 
@@ -167,10 +211,13 @@ class Nf4Linear(FrozenLinear):
     Each product takes W back to the dtype that it had.
     """
 
-    def __init__(self, linear: nn.Linear, kernels: Plain) -> None:
+    def __init__(self, linear: nn.Linear, kernels: Plain, device: torch.device) -> None:
         super().__init__(linear, kernels)
         self._values, self._state = four_bit().quantize_4bit(
-            linear.weight.detach(), blocksize=64, compress_statistics=True, quant_type="nf4"
+            linear.weight.detach().to(device),
+            blocksize=64,
+            compress_statistics=True,
+            quant_type="nf4",
         )
         del self.weight
 
@@ -212,14 +259,21 @@ def frozen(layer: nn.Module, kernels: Plain) -> FrozenLinear:
     return FrozenLinear(layer, kernels)
 
 
-def quantise_linears(model: nn.Module, kernels: Plain) -> int:
-    """Hold the linear layers of the decoder blocks in 8 bits; says how many there are."""
-    return _replace_linears(model, lambda linear: Int8Linear(linear, kernels))
+def quantise_linears(
+    model: nn.Module, kernels: Plain, bits: Bits, device: torch.device, turned: bool
+) -> int:
+    """Hold the linear layers of the decoder blocks in 8 bits on a device; says how many there are.
+
+    One after another, so that the device never holds more than one of them in wider numbers.
+    """
+    return _replace_linears(
+        model, lambda linear: EightBitLinear(linear, kernels, bits, device=device, turned=turned)
+    )
 
 
-def quantise_linears_to_nf4(model: nn.Module, kernels: Plain) -> int:
-    """Hold them in 4 bits."""
-    return _replace_linears(model, lambda linear: Nf4Linear(linear, kernels))
+def quantise_linears_to_nf4(model: nn.Module, kernels: Plain, device: torch.device) -> int:
+    """Hold them in 4 bits on a device, likewise."""
+    return _replace_linears(model, lambda linear: Nf4Linear(linear, kernels, device))
 
 
 def _replace_linears(model: nn.Module, held: Callable[[nn.Linear], FrozenLinear]) -> int:

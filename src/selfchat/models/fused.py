@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from selfchat.core.errors import UsageError
 from selfchat.kernels.plain import Activation, Head, Plain
+from selfchat.models.frozen import FrozenLinear
 from selfchat.models.packing import Packing, current_packing, packed
 
 _NAME = "selfchat"  # of our attention, among those of transformers
@@ -275,12 +276,13 @@ def _fused_mlp(part: Any, kernels: Plain) -> nn.Module | None:
     names = {name for name, _ in part.named_children()} - {"act_fn"}
     if names != {"gate_proj", "up_proj", "down_proj"} or not hasattr(part, "act_fn"):
         return None
-    weight = part.gate_proj.weight
-    activation = _activation(part.act_fn, kernels, weight.device)
+    first = part.gate_proj
+    device = first.device if isinstance(first, FrozenLinear) else first.weight.device
+    activation = _activation(part.act_fn, kernels, device)
     if activation is None:
         return None
     fused = FusedMlp(part, activation, kernels)
-    x = _random(1, 7, weight.shape[1]).to(weight.device)
+    x = _random(1, 7, first.in_features).to(device)
     return fused if _alike(_in_fp32(fused, x), _in_fp32(part, x)) else None
 
 

@@ -33,7 +33,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = head.product(head.prepare(hidden[here])).float()
             total += kernels.cross_entropy(logits, targets[here]).sum(dtype=torch.float64)
             if gradient is not None:
-                gradient[here] = head.gradient(head.prepare(logits))
+                gradient[here] = head.gradient(head.prepare(logits, slope=True))
         ctx.gradient = gradient
         return total
 

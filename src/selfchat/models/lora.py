@@ -135,7 +135,7 @@ class _Adapted(torch.autograd.Function):
             ctx.layers, slopes, lows, adapters[::2], adapters[1::2], strict=True
         ):
             prepared, low_slope, sums = layer.base.read(
-                slope.contiguous(), b.T * layer.scale, low, prepared=needed
+                slope.contiguous(), b.T * layer.scale, low, prepared=needed, slope=True
             )
             low_slopes.append(low_slope)
             found.append(sums.T.float() * layer.scale)

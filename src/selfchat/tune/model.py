@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from selfchat.core.errors import UsageError
-from selfchat.kernels.native import NoCompiler, native
+from selfchat.kernels.best import has_fp8
 from selfchat.kernels.plain import Plain
 from selfchat.models.bases import load_base, load_config
 from selfchat.models.frozen import (
+    EightBitLinear,
     FrozenLinear,
-    Int8Linear,
     four_bit,
     quantise_linears,
     quantise_linears_to_nf4,
@@ -28,12 +29,14 @@ from selfchat.models.fused import fuse
 from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import LoraConfig, add_lora
 from selfchat.models.packing import Packed, Packing, packed
+from selfchat.models.recompute import recompute_layers
 
-Weights = Literal["fp32", "bf16", "int8", "nf4"]
+Weights = Literal["fp32", "bf16", "int8", "fp8", "nf4"]
+Memory = Literal["large", "small"]
 
-_TIMED_TOKENS = 512
-_TIMED_FLOPS = 4e10  # of one try: a wide layer is timed on fewer tokens
-_INT8_GAIN = 1.2  # int8 is chosen only where it is so many times as fast: it is less exact
+_TIMED_TOKENS, _TIMED_ON_A_CARD = 512, 8192
+_TIMED_FLOPS = 4e10  # of one try on a processor: a wide layer is timed on fewer tokens
+_EIGHT_BIT_GAIN = 1.2  # 8 bits are chosen only where so many times as fast: they are less exact
 
 
 class TunedModel:
@@ -46,43 +49,49 @@ class TunedModel:
         return summed_loss(self.model, self.head, rows, self.kernels)
 
 
-def best_kernels(device: torch.device) -> tuple[Plain, str]:
-    """The fastest kernels for the device, and why they are not faster, if that can be mended."""
-    if device.type != "cpu":
-        return Plain(), ""
-    try:
-        return native(), ""
-    except NoCompiler as error:
-        return Plain(), str(error)
-
-
 def tuned_model(
     address: str, weights: Weights, device: torch.device, lora: LoraConfig, rng_seed: int,
-    kernels: Plain,
+    kernels: Plain, memory: Memory = "large",
 ) -> TunedModel:  # fmt: skip
     """Load a base, put our parts and fresh adapters into it.
+
+    Weights that are rounded reach the device only when they are.
+
+    Args:
+        memory: with little of it, one copy of weights in 8 bits is held where that will do, and
+            decoder layers are computed twice; the adapters that come out are the same.
 
     Raises:
         UsageError: the base is not there, or of a kind that is not supported.
     """
     if weights == "nf4":
         four_bit()
-    model = load_base(address, "fp32" if weights == "fp32" else "bf16", device)
-    return _prepared(model, weights, lora, rng_seed, kernels)
+    rounded = weights in ("int8", "fp8", "nf4")
+    model = load_base(
+        address,
+        "fp32" if weights == "fp32" else "bf16",
+        torch.device("cpu") if rounded else device,
+    )
+    return prepared(model, weights, device, lora, rng_seed, kernels, memory)
 
 
-def _prepared(
-    model: Any, weights: Weights, lora: LoraConfig, rng_seed: int, kernels: Plain
-) -> TunedModel:
-    fuse(model, kernels)
-    if weights == "int8":
-        quantise_linears(model, kernels)
+def prepared(
+    model: Any, weights: Weights, device: torch.device, lora: LoraConfig, rng_seed: int,
+    kernels: Plain, memory: Memory = "large",
+) -> TunedModel:  # fmt: skip
+    """A model of transformers, its numbers already fp32 or bf16, made ready on the device."""
+    if weights == "int8" or weights == "fp8":
+        quantise_linears(model, kernels, weights, device, turned=memory == "large")
     elif weights == "nf4":
-        quantise_linears_to_nf4(model, kernels)
+        quantise_linears_to_nf4(model, kernels, device)
+    model = model.to(device)
+    fuse(model, kernels)
     add_lora(model, lora, rng_seed, kernels)
+    if memory == "small":
+        recompute_layers(model)
     head = model.get_output_embeddings()
-    if weights == "int8":
-        return TunedModel(model, kernels, Int8Linear(head, kernels, torch.float32))
+    if weights == "int8" and device.type == "cpu":  # a fifth of a small model, little of a large
+        return TunedModel(model, kernels, EightBitLinear(head, kernels, "int8", torch.float32))
     return TunedModel(model, kernels, FrozenLinear(head, kernels))
 
 
@@ -95,6 +104,8 @@ def time_weights(
         UsageError: the base is not there, or of a kind that is not supported.
     """
     kinds: tuple[Weights, ...] = ("fp32", "bf16", "int8")
+    if device.type == "cuda":
+        kinds = ("bf16", "int8", "fp8") if has_fp8(device) else ("bf16", "int8")
     return {kind: _layer_rate(address, kind, device, lora, kernels) for kind in kinds}
 
 
@@ -121,10 +132,12 @@ def _one_layer(address: str, dtype: torch.dtype) -> Any:
 def _layer_rate(
     address: str, weights: Weights, device: torch.device, lora: LoraConfig, kernels: Plain
 ) -> float:
-    model = _one_layer(address, torch.float32 if weights == "fp32" else torch.bfloat16).to(device)
-    layer = _prepared(model, weights, lora, 0, kernels)
-    size = sum(parameter.numel() for parameter in model.parameters()) or 1
+    model = _one_layer(address, torch.float32 if weights == "fp32" else torch.bfloat16)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    layer = prepared(model, weights, device, lora, 0, kernels)
     tokens = max(64, min(_TIMED_TOKENS, int(_TIMED_FLOPS / (4 * size))))
+    if device.type == "cuda":
+        tokens = _TIMED_ON_A_CARD
     ids = torch.arange(tokens, device=device).unsqueeze(0) % 64
     packing = Packing(torch.tensor([0, tokens // 2, tokens]))
     seconds = []
@@ -140,6 +153,10 @@ def _layer_rate(
 
 
 def choose_weights(rates: dict[Weights, float]) -> Weights:
-    """The fastest; int8 only where it is well ahead."""
-    exact = max((kind for kind in rates if kind != "int8"), key=lambda kind: rates[kind])
-    return "int8" if rates["int8"] >= _INT8_GAIN * rates[exact] else exact
+    """The fastest; 8 bits only where they are well ahead."""
+
+    def fastest(kinds: Iterable[Weights]) -> Weights:
+        return max((kind for kind in kinds if kind in rates), key=lambda kind: rates[kind])
+
+    rounded, exact = fastest(("int8", "fp8")), fastest(("fp32", "bf16"))
+    return rounded if rates[rounded] >= _EIGHT_BIT_GAIN * rates[exact] else exact

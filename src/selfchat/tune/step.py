@@ -15,6 +15,7 @@ from selfchat.core.files import content_hash, read_records, write_json
 from selfchat.core.progress import Progress, Quiet
 from selfchat.core.records import Dialogue, Record, stable_id
 from selfchat.core.rundir import versions
+from selfchat.kernels.best import best_kernels
 from selfchat.kernels.native import must_compile
 from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import save_adapter
@@ -28,7 +29,6 @@ from selfchat.tune.memory import keep_freed_memory, memory_advice
 from selfchat.tune.model import (
     TunedModel,
     Weights,
-    best_kernels,
     choose_weights,
     time_weights,
     tuned_model,
@@ -235,11 +235,11 @@ def _checkpoint(
 
 def _kernels(device: torch.device, checkpoint: Checkpoint | None, progress: Progress) -> Plain:
     """Those of the checkpoint, or the fastest that there are here."""
-    if device.type == "cpu" and must_compile():
+    if device.type == "cuda":
+        progress.say("tune: trying the kernels on this card; the first time they are compiled")
+    elif must_compile():
         progress.say("tune: compiling the kernels for this processor, once")
-    kernels, lacking = best_kernels(device)
-    if checkpoint is not None and checkpoint.at.kernels == Plain.name:
-        return Plain()
+    kernels, lacking = best_kernels(device, checkpoint and checkpoint.at.kernels)
     if lacking:
         progress.say(f"tune: {lacking}")
     if checkpoint is not None and checkpoint.at.kernels != kernels.name:
