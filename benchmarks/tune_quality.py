@@ -1,13 +1,14 @@
 """Does a frozen base in 8 bits teach as well? Held-out loss by step, in each kind of numbers.
 
     python benchmarks/tune_quality.py --data PATH... --out FOLDER [--dialogues 128] [--seeds 3]
-                                      [--weights bf16 int8] [--epochs 2] [--batch 16]
+                                      [--weights bf16 int8 fp8 int8-card] [--epochs 2] [--batch 16]
 
 The same real dialogues (`benchmarks/tune_corpus.py`), the same seeds, first adapters and order;
 only the numbers in which the frozen base is held and computed with differ. After each epoch the
 held-out loss is taken by the run itself, and at the end once more with the adapter on the base in
 fp32. Printed: losses, and how far each is from that of the first kind of numbers. `curves.png`
-shows them.
+shows them. `int8-card` rounds as graphics cards do, which `int8` does on a processor only where
+that is fastest there; `fp8` is the same on both, but for how exactly a card adds up.
 """
 
 from __future__ import annotations
@@ -26,22 +27,37 @@ from selfchat.core.files import read_records, write_records, write_text
 from selfchat.core.progress import show_progress
 from selfchat.core.records import Dialogue
 from selfchat.kernels.best import best_kernels
+from selfchat.kernels.gpu import Triton
+from selfchat.kernels.native import Native
+from selfchat.kernels.plain import Bits
 from selfchat.models.adapter import load_adapter
 from selfchat.models.bases import load_base, load_tokenizer
 from selfchat.models.frozen import FrozenLinear
 from selfchat.models.likelihood import summed_loss
 from selfchat.models.packing import pack
 from selfchat.template.renderer import make_renderer
+from selfchat.tune import step
 from selfchat.tune.examples import make_examples
 from selfchat.tune.options import TuneOptions
-from selfchat.tune.step import tune
 
 _CPU = torch.device("cpu")
 
 
-def run(options: argparse.Namespace, weights: str, seed: int) -> dict[str, Any]:
+class AsOnCards(Native):
+    """The processor's kernels, which round to 8 bits as those for graphics cards do."""
+
+    name = "native, rounding as on cards"
+    schemes = Triton.schemes
+
+    def _does(self, bits: Bits) -> bool:
+        return False
+
+
+def run(options: argparse.Namespace, kind: str, seed: int) -> dict[str, Any]:
     """Tune once; the held-out losses after each epoch, and of the adapter on an exact base."""
-    out = options.out / f"{weights}-{seed}"
+    out, weights = options.out / f"{kind}-{seed}", kind.removesuffix("-card")
+    kernels = AsOnCards() if weights != kind else best_kernels(_CPU)[0]
+    step.best_kernels = lambda *which: (kernels, "")
     chosen = TuneOptions(
         base=options.base,
         weights=weights,
@@ -50,10 +66,10 @@ def run(options: argparse.Namespace, weights: str, seed: int) -> dict[str, Any]:
         learning_rate=options.learning_rate,
         rng_seed=seed,
     )
-    receipt = tune(chosen, options.out / "corpus", out, show_progress())
+    receipt = step.tune(chosen, options.out / "corpus", out, show_progress())
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text("utf-8").splitlines()]
     return {
-        "weights": weights,
+        "weights": kind,
         "seed": seed,
         "steps": [row["step"] for row in rows if "heldout_loss" in row],
         "heldout": [row["heldout_loss"] for row in rows if "heldout_loss" in row],
@@ -88,14 +104,14 @@ def hold_out(corpus: Path, count: int) -> None:
 
 def told(runs: Sequence[dict[str, Any]], kinds: Sequence[str]) -> list[str]:
     """A line for each seed and kind, and the mean difference from the first kind."""
-    lines = [f"{'weights':8} {'seed':>4} {'before':>8} {'after':>8} {'on fp32':>8} {'off':>8}"]
+    lines = [f"{'weights':10} {'seed':>4} {'before':>8} {'after':>8} {'on fp32':>8} {'off':>8}"]
     first = {each["seed"]: each for each in runs if each["weights"] == kinds[0]}
     off: dict[str, list[float]] = {kind: [] for kind in kinds}
     for each in runs:
         share = each["heldout"][-1] / first[each["seed"]]["heldout"][-1] - 1
         off[each["weights"]].append(share)
         lines.append(
-            f"{each['weights']:8} {each['seed']:4} {each['heldout'][0]:8.4f} "
+            f"{each['weights']:10} {each['seed']:4} {each['heldout'][0]:8.4f} "
             f"{each['heldout'][-1]:8.4f} {each['on_exact_base']:8.4f} {share:8.3%}"
         )
     lines += [f"{kind}: {statistics.mean(shares):+.3%} on average" for kind, shares in off.items()]
@@ -127,6 +143,7 @@ def main() -> None:
     parser.add_argument("--dialogues", type=int, default=128)
     parser.add_argument("--heldout", type=int, default=48, help="dialogues that are held out")
     parser.add_argument("--mean", type=int, default=300, help="tokens of a dialogue")
+    parser.add_argument("--max-length", type=int, default=512, help="tokens of the longest")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--weights", nargs="+", default=["bf16", "int8"])
     parser.add_argument("--epochs", type=int, default=2)
@@ -135,7 +152,7 @@ def main() -> None:
     parser.add_argument("--base", default="embedded:smollm2-135m")
     options = parser.parse_args()
     corpus = argparse.Namespace(
-        paths=options.data, out=options.out / "corpus", mean=options.mean, max_length=512, seed=0,
+        paths=options.data, out=options.out / "corpus", mean=options.mean, max_length=options.max_length, seed=0,
         dialogues=options.dialogues + options.heldout, heldout=1, base=options.base,
     )  # fmt: skip
     print(json.dumps(tune_corpus.make_corpus(corpus)))

@@ -11,7 +11,7 @@ class TuneOptions(Options):
     """The section `[tune]` of a recipe."""
 
     base: str = result("embedded:smollm2-135m", "address of the base model")
-    weights: Literal["auto", "fp32", "bf16", "int8", "nf4"] = result(
+    weights: Literal["auto", "fp32", "bf16", "int8", "fp8", "nf4"] = result(
         "auto", "how the frozen base is held; auto times them here and takes the fastest"
     )
     format: Literal["baize", "native"] = result(
