@@ -152,8 +152,9 @@ def main() -> None:
     parser.add_argument("--base", default="embedded:smollm2-135m")
     options = parser.parse_args()
     corpus = argparse.Namespace(
-        paths=options.data, out=options.out / "corpus", mean=options.mean, max_length=options.max_length, seed=0,
+        paths=options.data, out=options.out / "corpus", mean=options.mean, seed=0,
         dialogues=options.dialogues + options.heldout, heldout=1, base=options.base,
+        max_length=options.max_length,
     )  # fmt: skip
     print(json.dumps(tune_corpus.make_corpus(corpus)))
     hold_out(options.out / "corpus", options.heldout)

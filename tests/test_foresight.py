@@ -113,7 +113,7 @@ def test_unknown_seeds_are_foreseen_too(tmp_path: Path) -> None:
 def test_tuning_is_foreseen_with_the_exact_parameters(tmp_path: Path) -> None:
     lines = "\n".join(step("baize-7b", "tune", tmp_path).detail)
     assert "17,891,328 trainable (baize, rank 8), 27.01 GFLOP a token" in lines
-    assert "one NVIDIA A100-80GB, assumed" in lines
+    assert "one NVIDIA A100-80GB, reckoned" in lines
 
 
 def test_a_source_or_a_prompt_that_is_not_there_is_said_before_anything_is_paid_for(

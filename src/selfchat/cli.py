@@ -340,9 +340,10 @@ def tune(
     """Tune LoRA adapters on a frozen base."""
     options = _recipe(recipe, set, {"tune": {"base": base, "max_minutes": max_minutes}}).tune
     if plan:
+        from selfchat.tune.here import card_here
         from selfchat.tune.plan import plan as plan_tuning
 
-        planned = plan_tuning(options)
+        planned = plan_tuning(options, card_here() if options.gpu == "auto" else None)
         _print_result(planned.model_dump(), as_json, planned.text())
         return
     if corpus is None or out is None:

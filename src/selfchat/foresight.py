@@ -152,7 +152,7 @@ def _tune(recipe: Recipe) -> list[str]:
     if options.base.startswith("embedded:"):
         where, rate = "two processor cores", _TUNE_RATE_CPU
     else:
-        where, rate = f"one {planned.card}, assumed", planned.tokens_per_second or 0.0
+        where, rate = f"one {planned.card}, reckoned", planned.tokens_per_second or 0.0
     if rate:
         time = _duration(tokens / rate)
         lines.append(f"{_many(tokens)} tokens: about {time} at {rate:,.0f} tokens/s ({where})")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import interpreter  # noqa: F401 - before any program of Triton's is made
+import interpreter  # noqa: F401 - mends it
 from selfchat.kernels.best import unlike
 from selfchat.kernels.gpu import Triton
 from selfchat.kernels.native import NoCompiler, native

@@ -1,20 +1,18 @@
 """Triton's interpreter, which runs programs for graphics cards on the processor, one by one.
 
-It has to be asked for before anything is decorated with `triton.jit`: import this first. The one of
-Triton 3.9 takes the bit patterns of bf16 for integers in products, and loses fp8 numbers that are
-close to zero; here both are mended, the second by torch, which rounds as the cards do.
+`conftest.py` asks for it. That of Triton 3.9 takes the bit patterns of bf16 for integers in
+products, and loses fp8 numbers that are close to zero; here both are mended, the second by torch,
+which rounds as the cards do.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy
 import pytest
 import torch
 
-os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
 import triton.language as tl

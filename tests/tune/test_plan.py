@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from selfchat.core.errors import UsageError
+from selfchat.tune.cards import CARDS, Card
 from selfchat.tune.options import TuneOptions
-from selfchat.tune.plan import CARDS, adapter_parameters, find_shape, plan
+from selfchat.tune.plan import plan
+from selfchat.tune.shape import adapter_parameters, find_shape
+
+LLAMA = "hf:huggyllama/llama-7b"
 
 
 def planned(base: str, **values: Any) -> Any:
@@ -60,37 +64,78 @@ def test_rank_scales_the_adapters() -> None:
 
 def test_narrower_weights_need_less_memory() -> None:
     wide, half, narrow = (
-        planned("hf:huggyllama/llama-7b", weights=weights).memory_bytes
+        planned(LLAMA, weights=weights, gpu="B200", micro_tokens=2048).memory_bytes
         for weights in ("fp32", "bf16", "nf4")
     )
     assert wide > half > narrow > 3.4e9
 
 
-def test_int8_has_a_copy_for_each_of_the_two_products() -> None:
-    half, eight = (
-        planned("hf:huggyllama/llama-7b", weights=weights).memory_bytes
-        for weights in ("bf16", "int8")
-    )
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_8_bits_have_a_copy_for_each_of_the_two_products_where_there_is_room(weights: str) -> None:
+    half, eight, small = (
+        planned(LLAMA, gpu="B200", micro_tokens=2048, **options).memory_bytes
+        for options in (
+            {"weights": "bf16"}, {"weights": weights}, {"weights": weights, "memory": "small"},
+        )
+    )  # fmt: skip
     assert eight == half
+    assert small < half - 6e9
 
 
 @pytest.mark.parametrize(
-    ("base", "tokens"),
-    [("hf:huggyllama/llama-7b", 8192), ("hf:huggyllama/llama-13b", 4096),
-     ("hf:huggyllama/llama-30b", 1024)],
-)  # fmt: skip
-def test_the_presets_fit_into_80_gb(base: str, tokens: int) -> None:
-    options = {"targets": "baize", "weights": "int8", "micro_tokens": tokens}
-    assert planned(base, **options).memory_bytes < 80e9
+    ("size", "tokens", "most"),
+    [("7b", 32 * 512, 26e9), ("13b", 16 * 512, 25e9), ("30b", 8 * 512, 42e9)],
+)
+def test_little_memory_is_no_more_than_that_of_the_original_code(
+    size: str, tokens: int, most: float
+) -> None:
+    base = f"hf:huggyllama/llama-{size}"
+    options = {"weights": "fp8", "memory": "small", "micro_tokens": tokens, "gpu": "H200"}
+    assert planned(base, **options).memory_bytes <= most
 
 
-def test_the_rate_is_the_cards_share_of_its_peak() -> None:
-    made = planned("hf:huggyllama/llama-7b", gpu="H100")
-    card = CARDS["H100"]
-    assert made.tokens_per_second == pytest.approx(card.flops * card.share / made.flops_per_token)
-    unknown = planned("hf:huggyllama/llama-7b", gpu="Abacus")
-    assert unknown.tokens_per_second is None
-    assert "rate          unknown assumed on one Abacus" in unknown.text()
+def test_as_many_tokens_at_once_as_fit_are_taken() -> None:
+    roomy, tight = (planned(LLAMA, gpu=gpu) for gpu in ("H200", "RTX4090"))
+    assert (roomy.memory, roomy.weights) == ("large", "fp8")
+    assert roomy.micro_tokens > 16_384
+    assert roomy.memory_bytes < 150e9
+    assert (tight.memory, tight.weights) == ("small", "fp8")  # rather than a thousand at once
+    assert 22e9 > tight.memory_bytes > 15e9
+    assert planned(LLAMA, gpu="A100").weights == "int8"
+    few = planned(LLAMA, gpu="H200", batch=4, max_length=512)
+    assert few.micro_tokens < 4096
+
+
+def test_what_fits_nowhere_is_said_with_what_would() -> None:
+    with pytest.raises(UsageError, match=r"needs 3\d.\d GB .* has 22.1 for it: .*\"nf4\""):
+        planned("hf:huggyllama/llama-30b", gpu="RTX4090")
+    with pytest.raises(UsageError, match=r'set tune.memory = "small"'):
+        planned("hf:huggyllama/llama-13b", gpu="RTX4090", weights="bf16", memory="large")
+
+
+def test_the_rate_is_reckoned_from_the_card() -> None:
+    rates = {name: planned(LLAMA, gpu=name).tokens_per_second for name in CARDS}
+    assert rates["B200"] > rates["H200"] > rates["H100"] > rates["A100"] > rates["L4"]
+    exact, rounded = (
+        planned(LLAMA, gpu="H200", weights=weights).tokens_per_second for weights in ("bf16", "fp8")
+    )
+    assert 1.2 < rounded / exact < 2
+    with pytest.raises(UsageError, match="Abacus is not known; known are RTX3090, "):
+        planned(LLAMA, gpu="Abacus")
+
+
+def test_the_card_that_is_here_is_reckoned_with() -> None:
+    here = Card("NVIDIA Anything", 16e9, 1e12, 100e12, 200e12, 0, measured=True)
+    made = plan(TuneOptions(base=LLAMA), here)
+    assert (made.card, made.weights, made.memory) == ("NVIDIA Anything", "int8", "small")
+    assert "reckoned for one NVIDIA Anything" in made.text()
+    assert plan(TuneOptions(base=LLAMA, gpu="H100"), here).card == "NVIDIA H100"
+
+
+def test_a_small_base_is_planned_for_the_processor() -> None:
+    made = planned("embedded:smollm2-135m")
+    assert (made.micro_tokens, made.tokens_per_second) == (2048, None)
+    assert "rate unknown on a processor" in made.text()
 
 
 def test_the_plan_of_a_folder_counts_what_its_model_has(tiny_base: Path) -> None:

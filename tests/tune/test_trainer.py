@@ -485,12 +485,17 @@ def test_memory_that_runs_out_is_a_line_that_says_what_would_fit(tiny_base: Path
     """The allocation that fails is a real one, of more memory than any machine has."""
     with (
         pytest.raises(SelfchatError, match=r"memory is short.*try --set tune.micro_tokens=1024"),
-        memory_advice(options_for(tiny_base)),
+        memory_advice(options_for(tiny_base, micro_tokens=2048)),
+    ):
+        torch.empty(1 << 60)
+    with (
+        pytest.raises(SelfchatError, match=r"try --set tune.memory=small; the result stays"),
+        memory_advice(options_for(tiny_base, micro_tokens=256)),
     ):
         torch.empty(1 << 60)
     with (
         pytest.raises(SelfchatError, match=r'tune.weights = "int8" it needs about \d'),
-        memory_advice(options_for(tiny_base, micro_tokens=256)),
+        memory_advice(options_for(tiny_base, micro_tokens=256, memory="small")),
     ):
         torch.empty(1 << 60)
     with pytest.raises(RuntimeError, match="other"), memory_advice(options_for(tiny_base)):

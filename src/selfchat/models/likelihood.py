@@ -15,7 +15,9 @@ from selfchat.kernels.plain import Plain
 from selfchat.models.frozen import FrozenLinear
 from selfchat.models.packing import Packed, packed
 
-_LOGITS = 7_100_000  # that exist at once; small enough to be kept in memory from chunk to chunk
+# Logits that exist at once: on a processor few enough to be kept in memory from chunk to chunk, on
+# a card enough to keep all of it at work.
+LOGITS = {"cpu": 7_100_000, "cuda": 67_000_000}
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -27,7 +29,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        chunk = max(16, _LOGITS // head.out_features)
+        chunk = max(16, LOGITS[hidden.device.type] // head.out_features)
         for start in range(0, len(hidden), chunk):
             here = slice(start, start + chunk)
             logits = head.product(head.prepare(hidden[here])).float()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from selfchat.models.packing import Packing, current_packing, packed
 
@@ -25,10 +25,11 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
         packing = current_packing()
         if packing is None or not torch.is_grad_enabled():
             return forward(*unnamed, **named)
-        return checkpoint(
-            _within, packing, forward, *unnamed, **named,
-            use_reentrant=False, preserve_rng_state=False, determinism_check="none",
-        )  # fmt: skip
+        with set_checkpoint_early_stop(False):  # what is stopped midway keeps what it holds
+            return checkpoint(
+                _within, packing, forward, *unnamed, **named,
+                use_reentrant=False, preserve_rng_state=False, determinism_check="none",
+            )  # fmt: skip
 
     return again
 

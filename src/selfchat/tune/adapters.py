@@ -27,8 +27,11 @@ class Adapters:
             _in_one_row([layer.lora_b for layer in layers]),
         ]
         self._ratios = (1.0, ratio)
+        device = self.rows[0].device
+        fused = device.type == "cuda"  # one pass over each row
+        self._step_device = device if fused else torch.device("cpu")  # where Adam wants its count
         self.optimizer = torch.optim.Adam(
-            [{"params": [row]} for row in self.rows], lr=0.0, foreach=False
+            [{"params": [row]} for row in self.rows], lr=0.0, foreach=False, fused=fused
         )
 
     @property
@@ -70,10 +73,8 @@ class Adapters:
             row.copy_(state[f"{name}.value"])
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 if f"{name}.{key}" in state:
-                    value = state[f"{name}.{key}"]
-                    self.optimizer.state[row][key] = (
-                        value.clone() if key == "step" else value.to(row.device).clone()
-                    )
+                    device = self._step_device if key == "step" else row.device
+                    self.optimizer.state[row][key] = state[f"{name}.{key}"].to(device).clone()
 
 
 def _in_one_row(parameters: Sequence[nn.Parameter]) -> nn.Parameter:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from selfchat.models.frozen import FrozenLinear
 from selfchat.template.renderer import Example
-from selfchat.tune.model import Weights
+from selfchat.tune.options import Weights
 
 _ROWS = 1024
 _SQUARE = 512  # side of the matrices that tell the rate of attention

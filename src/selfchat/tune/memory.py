@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from selfchat.core.errors import SelfchatError, UsageError
-from selfchat.tune.options import TuneOptions
+from selfchat.tune.options import TuneOptions, Weights
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt in glibc
 _LARGEST_KEPT = 32 * 1024 * 1024  # bytes: the most that glibc takes
@@ -43,14 +43,17 @@ def _is_about_memory(error: BaseException) -> bool:
 
 
 def _advice(options: TuneOptions) -> str:
-    smaller = max(options.max_length, options.micro_tokens // 2)
-    said = f"memory is short with tune.micro_tokens = {options.micro_tokens}"
-    if smaller < options.micro_tokens:
-        return f"{said}: try --set tune.micro_tokens={smaller}; the result stays the same"
-    try:
-        from selfchat.tune.plan import plan
+    from selfchat.tune.plan import plan
 
-        narrow = "nf4" if options.weights in ("bf16", "int8") else "int8"
+    tokens = options.micro_tokens
+    said = "memory is short" + (f" with tune.micro_tokens = {tokens}" if tokens else "")
+    smaller = max(options.max_length, (tokens or 0) // 2)
+    if tokens and smaller < tokens:
+        return f"{said}: try --set tune.micro_tokens={smaller}; the result stays the same"
+    if options.memory != "small":
+        return f"{said}: try --set tune.memory=small; the result stays the same"
+    try:
+        narrow: Weights = "int8" if options.weights in ("auto", "fp32") else "nf4"
         need = plan(options.model_copy(update={"weights": narrow})).memory_bytes
     except UsageError:
         return f"{said}: shorten tune.max_length, or take a smaller base"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,9 +30,7 @@ from selfchat.models.likelihood import summed_loss
 from selfchat.models.lora import LoraConfig, add_lora
 from selfchat.models.packing import Packed, Packing, packed
 from selfchat.models.recompute import recompute_layers
-
-Weights = Literal["fp32", "bf16", "int8", "fp8", "nf4"]
-Memory = Literal["large", "small"]
+from selfchat.tune.options import Memory, Weights
 
 _TIMED_TOKENS, _TIMED_ON_A_CARD = 512, 8192
 _TIMED_FLOPS = 4e10  # of one try on a processor: a wide layer is timed on fewer tokens

@@ -6,12 +6,15 @@ from typing import Literal
 
 from selfchat.core.options import Options, execution, result
 
+Weights = Literal["fp32", "bf16", "int8", "fp8", "nf4"]
+Memory = Literal["large", "small"]
+
 
 class TuneOptions(Options):
     """The section `[tune]` of a recipe."""
 
     base: str = result("embedded:smollm2-135m", "address of the base model")
-    weights: Literal["auto", "fp32", "bf16", "int8", "fp8", "nf4"] = result(
+    weights: Literal["auto"] | Weights = result(
         "auto", "how the frozen base is held; auto times them here and takes the fastest"
     )
     format: Literal["baize", "native"] = result(
@@ -32,11 +35,14 @@ class TuneOptions(Options):
     warmup: int = result(0, "steps over which the learning rate rises", ge=0)
     max_length: int = result(512, "tokens; whole turns that do not fit are left out", ge=16)
     rng_seed: int = result(0, "seed of every random choice", ge=0, lt=1 << 63)
-    micro_tokens: int = execution(
-        2048, "tokens that are processed at once; less takes less memory", ge=16
+    memory: Literal["auto"] | Memory = execution(
+        "auto", "small: layers are computed twice, to fit; auto: only where they must be"
+    )
+    micro_tokens: int | None = execution(
+        None, "tokens at once; left open: as many as fit on a card, 2048 on a processor", ge=16
     )
     checkpoint_seconds: float = execution(30.0, "seconds between checkpoints", gt=0)
     max_minutes: float | None = execution(None, "stop with a checkpoint after so long", gt=0)
     tensorboard: bool = execution(False, "write logs for TensorBoard as well")
     sharded: bool = execution(False, "share the base out among the processes of torchrun (FSDP2)")
-    gpu: str = execution("A100", "graphics card that --plan reckons with")
+    gpu: str = execution("auto", "card that --plan reckons with; auto: the one here, or an A100")

@@ -1,103 +1,46 @@
-"""What a tuning run needs, from the base's configuration alone: no weights, no network."""
+"""What a tuning run needs, from the base's configuration alone: no weights, no network.
+
+The memory is reckoned tensor by tensor; a test holds it against what a step is seen to allocate.
+"""
 
 from __future__ import annotations
 
-import json
-from importlib import resources
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Record
-from selfchat.tune.options import TuneOptions
+from selfchat.tune.cards import CARDS, Card, best_weights, tokens_per_second
+from selfchat.tune.options import Memory, TuneOptions, Weights
+from selfchat.tune.shape import Shape, adapter_parameters, find_shape, flops_per_token
 
-# The paper, table 3 names the models only; the shapes are those of the published configurations.
-_TARGETS = {
-    "baize": ("q", "k", "v", "gate", "up", "down"),
-    "all-linear": ("q", "k", "v", "o", "gate", "up", "down"),
-}
-# Of a weight of a linear layer; in int8 there is a copy for each of the two products.
-_BYTES = {"fp32": 4, "bf16": 2, "int8": 2, "nf4": 0.5}
-
-
-class Card(NamedTuple):
-    """A graphics card: the vendor's peak in bf16 and the share of it that we reckon with."""
-
-    name: str
-    flops: float  # per second
-    share: float
+PAPERS_CARD = "A100"  # the paper, section 5
+# Bytes of a weight of a linear layer; in 8 bits there is a copy for each of the two products, with
+# little memory one.
+_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 2.0, "fp8": 2.0, "nf4": 0.52}
+_ADAPTER_BYTES = 40  # value, gradient, two of Adam's, and the three that are kept, old and new
+_USED = 0.92  # of the free memory, which is never without gaps
+_TOKENS = (32768, 24576, 16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 512)
+_LEAST_AT_ONCE = 2048
+_PROCESSOR, _ON_A_PROCESSOR = "a processor", 2048  # tokens at once
+_LOGITS = {"cpu": 7_100_000, "cuda": 67_000_000}  # of `models.likelihood`, which needs torch
 
 
-# Dense bf16 peaks of the vendor's data sheets. The share is an assumption until it is measured.
-CARDS = {
-    "A100": Card("NVIDIA A100-80GB", 312e12, 0.35),
-    "H100": Card("NVIDIA H100", 989e12, 0.35),
-    "H200": Card("NVIDIA H200", 989e12, 0.35),
-}
+class Demand(NamedTuple):
+    """How a run uses memory."""
 
-
-class Shape(Record):
-    """The sizes of a LLaMA-type decoder."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    head_dim: int
-    tied: bool
-    biased: bool  # whether q, k and v have biases
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Shape:
-        """Read a transformers configuration; raises KeyError where a size is missing."""
-        heads = config["num_attention_heads"]
-        return cls(
-            hidden_size=config["hidden_size"],
-            intermediate_size=config["intermediate_size"],
-            num_hidden_layers=config["num_hidden_layers"],
-            num_attention_heads=heads,
-            num_key_value_heads=config.get("num_key_value_heads") or heads,
-            vocab_size=config["vocab_size"],
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            tied=bool(config.get("tie_word_embeddings", False)),
-            biased=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
-        )
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(out, in) of the linear layers of one decoder layer."""
-        query = self.num_attention_heads * self.head_dim
-        key = self.num_key_value_heads * self.head_dim
-        hidden, inner = self.hidden_size, self.intermediate_size
-        return {
-            "q": (query, hidden),
-            "k": (key, hidden),
-            "v": (key, hidden),
-            "o": (hidden, query),
-            "gate": (inner, hidden),
-            "up": (inner, hidden),
-            "down": (hidden, inner),
-        }
+    weights: Weights
+    memory: Memory
+    micro_tokens: int
+    on_card: bool
 
     @property
-    def linear_parameters(self) -> int:
-        return self.num_hidden_layers * sum(out * into for out, into in self.linears().values())
-
-    @property
-    def other_parameters(self) -> int:
-        """Norms and biases."""
-        heads = self.num_attention_heads + 2 * self.num_key_value_heads
-        biases = heads * self.head_dim if self.biased else 0
-        return self.num_hidden_layers * (2 * self.hidden_size + biases) + self.hidden_size
-
-    @property
-    def head_parameters(self) -> int:
-        return self.vocab_size * self.hidden_size
+    def fills_a_card(self) -> bool:
+        """With fewer tokens at once a card idles, and computing layers twice is faster."""
+        return self.micro_tokens >= _LEAST_AT_ONCE
 
 
 class TunePlan(Record):
-    """What a run needs; seconds are None without a known card."""
+    """What a run needs; the rate is None where the card is not known."""
 
     base: str
     base_parameters: int
@@ -105,105 +48,144 @@ class TunePlan(Record):
     flops_per_token: float
     memory_bytes: int
     weights: str
+    memory: str
     micro_tokens: int
     tokens_per_second: float | None
     card: str
 
     def text(self) -> str:
-        rate = f"{self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else "unknown"
+        rate = f"rate unknown on {self.card}"
+        if self.tokens_per_second:
+            rate = f"{self.tokens_per_second:,.0f} tokens/s reckoned for one {self.card}"
+        means = " and layers computed twice" if self.memory == "small" else ""
         return "\n".join(
             (
                 f"base          {self.base}: {self.base_parameters:,} parameters in {self.weights}",
                 f"trainable     {self.trainable_parameters:,} parameters",
                 f"compute       {self.flops_per_token / 1e9:.2f} GFLOP a token",
                 f"memory        {self.memory_bytes / 1e9:.1f} GB estimated, with "
-                f"{self.micro_tokens:,} tokens at once",
-                f"rate          {rate} assumed on one {self.card}",
+                f"{self.micro_tokens:,} tokens at once{means}",
+                f"rate          {rate}",
             )
         )
 
 
-def plan(options: TuneOptions) -> TunePlan:
-    """Reckon trainable parameters exactly, FLOPs, and memory as an estimate.
+def plan(options: TuneOptions, here: Card | None = None) -> TunePlan:
+    """Reckon trainable parameters exactly, FLOPs, memory and the rate as estimates.
+
+    Args:
+        here: the card of this machine, of which "auto" speaks where there is one.
 
     Raises:
-        UsageError: the base's shape is not known here.
+        UsageError: the base's shape is not known here, or it does not fit on the card.
     """
     shape = find_shape(options.base)
-    weights = "fp32" if options.weights == "auto" else options.weights  # the larger of the two
+    card = _card(options, here)
     adapters = adapter_parameters(shape, options)
-    flops = flops_per_token(shape, adapters, options.max_length)
-    card = CARDS.get(options.gpu)
+    demand = settle(options, shape, card and card.free, options.weights, card)
+    rate = None
+    if card is not None:
+        small = demand.memory == "small"
+        rate = tokens_per_second(card, shape, adapters, demand.weights, small, options.max_length)
     return TunePlan(
         base=options.base,
         base_parameters=shape.linear_parameters
         + shape.head_parameters * (1 if shape.tied else 2)
         + shape.other_parameters,
         trainable_parameters=adapters,
-        flops_per_token=flops,
-        memory_bytes=memory_bytes(shape, adapters, weights, options.micro_tokens),
-        weights=weights,
-        micro_tokens=options.micro_tokens,
-        tokens_per_second=card.flops * card.share / flops if card else None,
-        card=card.name if card else options.gpu,
+        flops_per_token=flops_per_token(shape, adapters, options.max_length),
+        memory_bytes=memory_bytes(shape, adapters, options.rank, demand),
+        weights=demand.weights,
+        memory=demand.memory,
+        micro_tokens=demand.micro_tokens,
+        tokens_per_second=rate,
+        card=card.name if card else _PROCESSOR,
     )
 
 
-def adapter_parameters(shape: Shape, options: TuneOptions) -> int:
-    """rank (out + in) for each adapted layer (Hu et al., 2022)."""
-    linears = shape.linears()
-    sizes = (sum(linears[name]) for name in _TARGETS[options.targets])
-    return shape.num_hidden_layers * options.rank * sum(sizes)
+def _card(options: TuneOptions, here: Card | None) -> Card | None:
+    """That of the options; left open, the one here or, for a base of some size, the paper's."""
+    if options.gpu != "auto":
+        if options.gpu not in CARDS:
+            raise UsageError(f"tune.gpu: {options.gpu} is not known; known are {', '.join(CARDS)}")
+        return CARDS[options.gpu]
+    return here or (None if options.base.startswith("embedded:") else CARDS[PAPERS_CARD])
 
 
-def flops_per_token(shape: Shape, adapters: int, length: int) -> float:
-    """Floating-point operations to train on one token, without recomputation.
+def settle(
+    options: TuneOptions,
+    shape: Shape | None,
+    free: float | None,
+    weights: Weights | Literal["auto"],
+    card: Card | None = None,
+) -> Demand:
+    """What is left open: as many tokens at once as fit, with layers computed once if that fits.
 
-    2 N forward and 2 N for the gradient of the inputs, N the parameters of all matrix products; the
-    frozen weights need no gradient. Adapters need theirs too: 6 each. Causal attention over half of
-    `length` costs 2 length h a layer forward, and 2.5 times that backward.
-    """
-    products = 4 * (shape.linear_parameters + shape.head_parameters)
-    width = shape.num_attention_heads * shape.head_dim
-    attention = 3.5 * 2 * length * width * shape.num_hidden_layers
-    return products + 6 * adapters + attention
-
-
-def memory_bytes(shape: Shape, adapters: int, weights: str, micro_tokens: int) -> int:
-    """An estimate of the peak: weights, adapters with Adam's state, activations, logits.
-
-    Activations are what a decoder layer keeps for its gradient: the residual and its norm, twice,
-    queries, keys, values and attention's result, and three intermediate vectors, at the width of
-    the numbers between the products: 4 bytes in fp32, else 2.
-    """
-    width = 4 if weights == "fp32" else 2
-    embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
-    held = shape.linear_parameters * _BYTES[weights] + embeddings
-    keys = shape.num_key_value_heads * shape.head_dim
-    kept = 6 * shape.hidden_size + 2 * keys + 3 * shape.intermediate_size
-    activations = micro_tokens * shape.num_hidden_layers * kept * width
-    logits = 7_100_000 * (4 + width)
-    return int(held + 16 * adapters + activations + logits)
-
-
-def find_shape(base: str) -> Shape:
-    """The shape of a base: shipped by address, or from `config.json` of a local folder.
+    Args:
+        free: bytes of the card; None for a processor, or a card that is not known.
+        weights: "auto" for those in which the card is fastest.
 
     Raises:
-        UsageError: neither is there.
+        UsageError: nothing fits.
     """
-    known = json.loads(
-        resources.files("selfchat.models").joinpath("shapes/shapes.json").read_text("utf-8")
+    if weights == "auto":
+        weights = best_weights(card) if card else "fp32"  # the larger that a processor may take
+    memories: tuple[Memory, ...] = (
+        ("large", "small") if options.memory == "auto" else (options.memory,)
     )
-    if base in known:
-        return Shape.from_config(known[base])
-    config = Path(base.removeprefix("hf:")) / "config.json"
-    if config.is_file():
-        try:
-            return Shape.from_config(json.loads(config.read_text("utf-8")))
-        except (KeyError, ValueError) as error:
-            raise UsageError(f"{config}: not a LLaMA-type configuration: {error}") from None
+    if free is None or shape is None:
+        return Demand(weights, memories[0], options.micro_tokens or _ON_A_PROCESSOR, False)
+    adapters = adapter_parameters(shape, options)
+    tokens = (options.micro_tokens,) if options.micro_tokens else _enough(options)
+    demands = [Demand(weights, memory, count, True) for memory in memories for count in tokens]
+    if options.memory == "auto" and not options.micro_tokens:
+        demands = [each for each in demands if each.memory == "small" or each.fills_a_card]
+    for demand in demands:
+        if memory_bytes(shape, adapters, options.rank, demand) <= _USED * free:
+            return demand
+    last = demands[-1]
+    least = memory_bytes(shape, adapters, options.rank, last)
     raise UsageError(
-        f"the shape of {base} is not known here; known are {', '.join(known)}, and any folder that "
-        "holds a config.json, as hf:FOLDER"
+        f"{options.base} in {weights} needs {least / 1e9:.1f} GB with {last.micro_tokens:,} tokens "
+        f"at once, and the card has {_USED * free / 1e9:.1f} for it: {_narrower(last)}"
     )
+
+
+def _enough(options: TuneOptions) -> tuple[int, ...]:
+    """The most tokens first; at least one dialogue, at most those of a step."""
+    longest, step = options.max_length, options.batch * options.max_length
+    return tuple(count for count in _TOKENS if longest <= count < 2 * step) or (longest,)
+
+
+def _narrower(demand: Demand) -> str:
+    if demand.memory == "large":
+        return 'set tune.memory = "small"'
+    if demand.weights == "nf4":
+        return "shorten tune.max_length, or take a smaller base"
+    return 'set tune.weights = "nf4", or take a smaller base'
+
+
+def memory_bytes(shape: Shape, adapters: int, rank: int, demand: Demand) -> int:
+    """The peak of tensors: weights, adapters, what a pass keeps, what it uses meanwhile.
+
+    A decoder layer keeps for its gradient the residual and its norm, twice, queries, keys, values
+    and attention's result, and three intermediate vectors, at the width of the numbers between the
+    products; its angles in fp32, sums, and the narrow products. With little memory it keeps the
+    residual, and the rest exists for one layer at a time.
+    """
+    width = 4 if demand.weights == "fp32" else 2
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    keys = shape.num_key_value_heads * shape.head_dim
+    queries = shape.num_attention_heads * shape.head_dim
+    layer = width * (4 * hidden + 2 * queries + 2 * keys + 3 * inner)
+    layer += 8 * shape.head_dim + 4 * shape.num_attention_heads + 8 + 7 * rank * width
+    meanwhile = 2 * width * (hidden + inner) + 4 * shape.head_dim
+    embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
+    held = shape.linear_parameters * _BYTES[demand.weights] + embeddings
+    kept = shape.num_hidden_layers * layer
+    if demand.memory == "small":
+        kept = shape.num_hidden_layers * width * hidden + layer
+        if demand.weights in ("int8", "fp8"):
+            held -= shape.linear_parameters - inner * hidden  # one of them is turned at a time
+    head = _LOGITS["cuda" if demand.on_card else "cpu"] * (4 + 2 * width)
+    return int(held + _ADAPTER_BYTES * adapters + demand.micro_tokens * (kept + meanwhile) + head)

@@ -17,7 +17,8 @@ from torch.distributed.fsdp import fully_shard
 
 from selfchat.core.errors import UsageError
 from selfchat.models.packing import Packed
-from selfchat.tune.model import TunedModel, Weights
+from selfchat.tune.model import TunedModel
+from selfchat.tune.options import Weights
 
 
 def refuse_unshardable(weights: Weights, processes: int) -> None:

@@ -19,7 +19,7 @@ from selfchat.kernels.best import best_kernels
 from selfchat.kernels.native import must_compile
 from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import save_adapter
-from selfchat.models.bases import base_folder, best_device, load_tokenizer
+from selfchat.models.bases import base_folder, best_device, load_config, load_tokenizer
 from selfchat.models.lora import TARGET_MODULES, LoraConfig
 from selfchat.template.renderer import make_renderer
 from selfchat.tune.checkpoint import FILES, Checkpoint, Progressed, find_checkpoint
@@ -28,12 +28,13 @@ from selfchat.tune.limit import limit_rate
 from selfchat.tune.memory import keep_freed_memory, memory_advice
 from selfchat.tune.model import (
     TunedModel,
-    Weights,
     choose_weights,
     time_weights,
     tuned_model,
 )
-from selfchat.tune.options import TuneOptions
+from selfchat.tune.options import TuneOptions, Weights
+from selfchat.tune.plan import Demand, settle
+from selfchat.tune.shape import Shape
 from selfchat.tune.trainer import Diverged, Trained, Trainer
 from selfchat.tune.workers import Workers, joined_workers
 
@@ -49,6 +50,8 @@ class Tuned(Record):
     kernels: str
     threads: int
     processes: int
+    memory: str
+    micro_tokens: int
     timed: dict[str, float]  # tokens/s of one decoder layer in each kind of numbers, where timed
     rank: int
     alpha: float
@@ -153,14 +156,19 @@ def _tune(
     timed = workers.gathered(timed)[0]
     start = _start(options, checkpoint, kernels, timed, workers)
     with workers.together():
-        tuned = _tuned_model(options, start.weights, device, lora, kernels, workers)
+        demand = _demand(options, start.weights, device)
+        options = options.model_copy(
+            update={"memory": demand.memory, "micro_tokens": demand.micro_tokens}
+        )
+    with workers.together(), memory_advice(options):
+        tuned = _tuned_model(options, demand, device, lora, kernels, workers)
     progress.say(_introduction(options, tuned, start, device, examples.train, timed))
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         tuned, examples.train.kept, examples.heldout.kept, options, out, this_run, workers
     )
     base = base_folder(options.base)
-    with EnergyMeter(gpu_ids(device)) as meter:
+    with EnergyMeter(gpu_ids(device)) as meter, memory_advice(options):
         try:
             trained = trainer.run(
                 start, checkpoint, progress, lambda: workers.total(_joules(meter, workers))
@@ -284,9 +292,21 @@ def _start(
     return Progressed(weights=weights, **here)
 
 
+def _demand(options: TuneOptions, weights: Weights, device: torch.device) -> Demand:
+    """What is left open about memory, by what is free on the device."""
+    if device.type == "cpu":
+        return settle(options, None, None, weights)
+    try:
+        shape = Shape.from_config(load_config(options.base).get_text_config().to_dict())
+    except KeyError:  # of another family, which may still do
+        return settle(options, None, None, weights)
+    torch.cuda.empty_cache()
+    return settle(options, shape, torch.cuda.mem_get_info(device)[0], weights)
+
+
 def _tuned_model(
     options: TuneOptions,
-    weights: Weights,
+    demand: Demand,
     device: torch.device,
     lora: LoraConfig,
     kernels: Plain,
@@ -294,12 +314,16 @@ def _tuned_model(
 ) -> TunedModel:
     """The model with fresh adapters; one that is shared out need not fit on the device at once."""
     if not options.sharded:
-        return tuned_model(options.base, weights, device, lora, options.rng_seed, kernels)
+        return tuned_model(
+            options.base, demand.weights, device, lora, options.rng_seed, kernels, demand.memory
+        )
     from selfchat.tune.sharding import ShardedModel, refuse_unshardable
 
-    refuse_unshardable(weights, workers.count)
+    refuse_unshardable(demand.weights, workers.count)
     memory = torch.device("cpu")
-    whole = tuned_model(options.base, weights, memory, lora, options.rng_seed, kernels)
+    whole = tuned_model(
+        options.base, demand.weights, memory, lora, options.rng_seed, kernels, demand.memory
+    )
     return ShardedModel(whole, device)
 
 
@@ -350,6 +374,8 @@ def _receipt(
         kernels=at.kernels,
         threads=at.threads,
         processes=workers.count,
+        memory=options.memory,
+        micro_tokens=options.micro_tokens or 0,
         timed={kind: round(rate, 1) for kind, rate in timed.items()},
         rank=options.rank,
         alpha=options.alpha,

@@ -68,6 +68,8 @@ class Trainer:
         self._tuned, self._examples, self._heldout = tuned, examples, heldout
         self._options, self._folder = options, folder
         self._fingerprint, self._workers = fingerprint, workers
+        assert options.micro_tokens is not None, "it was settled"
+        self._micro_tokens = options.micro_tokens
         self._adapters = Adapters(list(lora_layers(tuned.model).values()), options.loraplus_ratio)
         self._device = self._adapters.rows[0].device
         self._steps_an_epoch = math.ceil(len(examples) / options.batch)
@@ -196,7 +198,7 @@ class Trainer:
 
     def _passes(self, lengths: list[int]) -> list[list[int]]:
         """Micro-batches; of a base that is shared out, as many in each process, some empty."""
-        groups = micro_batches(lengths, self._options.micro_tokens)
+        groups = micro_batches(lengths, self._micro_tokens)
         if not self._options.sharded:
             return groups
         most = max(self._workers.gathered(len(groups)))

@@ -1,0 +1,79 @@
+"""Graphics cards: what their vendor says of them, and how fast we reckon that they tune.
+
+Peaks are those of the data sheets for dense matrices, products of 16 bits summed in fp32. How much
+of them is reached is an assumption until `benchmarks/tune_gpu.py` has measured it on such a card;
+rates that were measured on the spot are reached more nearly.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from selfchat.tune.options import Weights
+from selfchat.tune.shape import Shape, flops_per_token
+
+_SHARE_16, _SHARE_8, _SHARE_COPY = 0.7, 0.55, 0.8  # of the peaks
+_SHARE_MEASURED = 0.9
+
+
+class Card(NamedTuple):
+    """A card: bytes of memory, bytes moved a second, and operations a second; 0 where it has none.
+
+    Attributes:
+        free: what of the memory a process gets.
+        measured: whether the rates were reached, here, or are those of a data sheet.
+    """
+
+    name: str
+    free: float
+    copy: float
+    bf16: float
+    int8: float
+    fp8: float
+    measured: bool = False
+
+
+CARDS = {
+    "RTX3090": Card("NVIDIA GeForce RTX 3090", 24e9, 0.936e12, 71e12, 284e12, 0),
+    "RTX4090": Card("NVIDIA GeForce RTX 4090", 24e9, 1.008e12, 165e12, 660e12, 330e12),
+    "L4": Card("NVIDIA L4", 23e9, 0.3e12, 121e12, 242e12, 242e12),
+    "L40S": Card("NVIDIA L40S", 46e9, 0.864e12, 362e12, 733e12, 733e12),
+    "A100-40": Card("NVIDIA A100-40GB", 42e9, 1.555e12, 312e12, 624e12, 0),
+    "A100": Card("NVIDIA A100-80GB", 84e9, 2.039e12, 312e12, 624e12, 0),
+    "H100": Card("NVIDIA H100", 84e9, 3.35e12, 989e12, 1979e12, 1979e12),
+    "H200": Card("NVIDIA H200", 150e9, 4.8e12, 989e12, 1979e12, 1979e12),
+    "B200": Card("NVIDIA B200", 191e9, 8.0e12, 2250e12, 4500e12, 4500e12),
+}
+
+
+def best_weights(card: Card) -> Weights:
+    """In which numbers the card tunes fastest."""
+    return "fp8" if card.fp8 else "int8" if card.int8 > 1.2 * card.bf16 else "bf16"
+
+
+def tokens_per_second(
+    card: Card, shape: Shape, adapters: int, weights: Weights, recomputed: bool, length: int
+) -> float:
+    """By the time of each kind of work: products of 8 and of 16 bits, and moving numbers."""
+    wide, narrow, copy = _SHARE_16, _SHARE_8, _SHARE_COPY
+    if card.measured:
+        wide = narrow = copy = _SHARE_MEASURED
+    rate = card.bf16 * wide / (16 if weights == "fp32" else 1)
+    rounded = {"int8": card.int8, "fp8": card.fp8}.get(weights, 0.0) * narrow
+    frozen = (6 if recomputed else 4) * shape.linear_parameters
+    others = flops_per_token(shape, adapters, length) - 4 * shape.linear_parameters
+    moved = moved_bytes(shape, recomputed) / (card.copy * copy)
+    return 1 / (frozen / (rounded or rate) + others / rate + moved)
+
+
+def moved_bytes(shape: Shape, recomputed: bool) -> float:
+    """About what the steps between the products read and write of a token, in bf16.
+
+    Counted for the kernels as they are: a forward pass reads and writes 18 numbers for each of the
+    residual's, 8 for each query's, 6 for each key's and 8 for each of the inner ones; the backward
+    pass does about twice that.
+    """
+    queries = shape.num_attention_heads * shape.head_dim
+    keys = shape.num_key_value_heads * shape.head_dim
+    numbers = 18 * shape.hidden_size + 8 * queries + 6 * keys + 8 * shape.intermediate_size
+    return float((4 if recomputed else 3) * 2 * numbers * shape.num_hidden_layers)

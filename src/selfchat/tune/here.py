@@ -1,0 +1,70 @@
+"""The graphics card of this machine: its memory, and its own rates, measured in a second or two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+from selfchat.tune.cards import Card
+
+_SIDE = 8192  # of the matrices that are multiplied
+_COPIED = 1 << 30  # bytes
+
+
+def card_here() -> Card | None:
+    """None where there is no card, or no torch that could use it."""
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    from selfchat.kernels.best import has_fp8
+
+    device = torch.device("cuda")
+    free, _ = torch.cuda.mem_get_info(device)
+    return Card(
+        torch.cuda.get_device_name(device),
+        float(free),
+        copy_rate(device),
+        product_rate(device, torch.bfloat16),
+        product_rate(device, torch.int8),
+        product_rate(device, torch.float8_e4m3fn) if has_fp8(device) else 0.0,
+        measured=True,
+    )
+
+
+def product_rate(device: Any, dtype: Any) -> float:
+    """Operations a second of a large product of matrices, by torch; 0 where it has none."""
+    import torch
+
+    from selfchat.kernels.best import median_seconds
+
+    side = _SIDE
+    if torch.cuda.mem_get_info(device)[0] < 8e9:
+        side //= 2
+    a, b = (torch.randn(side, side, device=device).mul_(40).to(dtype) for _ in range(2))
+    ones = torch.ones(side, 1, device=device)
+    work: Callable[[], Any] = lambda: a @ b.T  # noqa: E731
+    if dtype is torch.int8:
+        work = lambda: torch._int_mm(a, b.T)  # noqa: E731
+    elif dtype is torch.float8_e4m3fn:
+        work = lambda: torch._scaled_mm(  # noqa: E731
+            a, b.T, ones, ones.T, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    try:
+        return 2 * side**3 / median_seconds(work)
+    except RuntimeError:
+        return 0.0
+
+
+def copy_rate(device: Any) -> float:
+    """Bytes a second that a copy on the card reads and writes."""
+    import torch
+
+    from selfchat.kernels.best import median_seconds
+
+    there = torch.empty(_COPIED, dtype=torch.uint8, device=device)
+    other = torch.empty_like(there)
+    return 2 * _COPIED / median_seconds(lambda: other.copy_(there))

@@ -1,0 +1,121 @@
+"""The shape of a base, and what follows from it alone: parameters and arithmetic."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from selfchat.core.errors import UsageError
+from selfchat.core.records import Record
+from selfchat.tune.options import TuneOptions
+
+# The paper, table 3 names the models only; the shapes are those of the published configurations.
+_TARGETS = {
+    "baize": ("q", "k", "v", "gate", "up", "down"),
+    "all-linear": ("q", "k", "v", "o", "gate", "up", "down"),
+}
+
+
+class Shape(Record):
+    """The sizes of a LLaMA-type decoder."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    head_dim: int
+    tied: bool
+    biased: bool  # whether q, k and v have biases
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Shape:
+        """Read a transformers configuration; raises KeyError where a size is missing."""
+        heads = config["num_attention_heads"]
+        return cls(
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_hidden_layers=config["num_hidden_layers"],
+            num_attention_heads=heads,
+            num_key_value_heads=config.get("num_key_value_heads") or heads,
+            vocab_size=config["vocab_size"],
+            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+            tied=bool(config.get("tie_word_embeddings", False)),
+            biased=bool(config.get("attention_bias", config.get("model_type") == "qwen2")),
+        )
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of the linear layers of one decoder layer."""
+        query = self.num_attention_heads * self.head_dim
+        key = self.num_key_value_heads * self.head_dim
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q": (query, hidden),
+            "k": (key, hidden),
+            "v": (key, hidden),
+            "o": (hidden, query),
+            "gate": (inner, hidden),
+            "up": (inner, hidden),
+            "down": (hidden, inner),
+        }
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.num_hidden_layers * sum(out * into for out, into in self.linears().values())
+
+    @property
+    def other_parameters(self) -> int:
+        """Norms and biases."""
+        heads = self.num_attention_heads + 2 * self.num_key_value_heads
+        biases = heads * self.head_dim if self.biased else 0
+        return self.num_hidden_layers * (2 * self.hidden_size + biases) + self.hidden_size
+
+    @property
+    def head_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+
+def adapter_parameters(shape: Shape, options: TuneOptions) -> int:
+    """rank (out + in) for each adapted layer (Hu et al., 2022)."""
+    linears = shape.linears()
+    sizes = (sum(linears[name]) for name in _TARGETS[options.targets])
+    return shape.num_hidden_layers * options.rank * sum(sizes)
+
+
+def flops_per_token(shape: Shape, adapters: int, length: int) -> float:
+    """Floating-point operations to train on one token, without recomputation.
+
+    2 N forward and 2 N for the gradient of the inputs, N the parameters of all matrix products; the
+    frozen weights need no gradient. Adapters need theirs too: 6 each. Causal attention over half of
+    `length` costs 2 length h a layer forward, and 2.5 times that backward.
+    """
+    products = 4 * (shape.linear_parameters + shape.head_parameters)
+    width = shape.num_attention_heads * shape.head_dim
+    attention = 3.5 * 2 * length * width * shape.num_hidden_layers
+    return products + 6 * adapters + attention
+
+
+def find_shape(base: str) -> Shape:
+    """The shape of a base: shipped by address, or from `config.json` of a local folder.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    known = json.loads(
+        resources.files("selfchat.models").joinpath("shapes/shapes.json").read_text("utf-8")
+    )
+    if base in known:
+        return Shape.from_config(known[base])
+    config = Path(base.removeprefix("hf:")) / "config.json"
+    if config.is_file():
+        try:
+            return Shape.from_config(json.loads(config.read_text("utf-8")))
+        except (KeyError, ValueError) as error:
+            raise UsageError(f"{config}: not a LLaMA-type configuration: {error}") from None
+    raise UsageError(
+        f"the shape of {base} is not known here; known are {', '.join(known)}, and any folder that "
+        "holds a config.json, as hf:FOLDER"
+    )

@@ -1,0 +1,131 @@
+"""Little memory gives the same adapters, and memory is what the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import interpreter  # noqa: F401 - there is Triton
+from ledger import Ledger
+from selfchat.core.progress import Quiet
+from selfchat.kernels.gpu import Triton
+from selfchat.kernels.plain import Plain
+from selfchat.models import likelihood
+from selfchat.models.frozen import EightBitLinear
+from selfchat.models.lora import LoraConfig
+from selfchat.models.packing import pack
+from selfchat.template.renderer import Example
+from selfchat.tune import plan as planning
+from selfchat.tune import step
+from selfchat.tune.model import prepared
+from selfchat.tune.options import Memory, Weights
+from selfchat.tune.plan import Demand, memory_bytes
+from selfchat.tune.shape import Shape
+from selfchat.tune.step import tune
+from tuning import options_for
+
+CPU = torch.device("cpu")
+
+
+class Twin(Plain):
+    """Rounds as graphics cards do."""
+
+    schemes = Triton.schemes
+
+
+class Blank(Triton):
+    """Takes all the memory that the kernels for cards take, and computes nothing."""
+
+    def _launch(self, *arguments: Any, **fixed: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def as_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "best_kernels", lambda *which: (Twin(), ""))
+
+
+@pytest.mark.usefixtures("as_on_cards")
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "fp8"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_little_memory_gives_the_same_adapter(
+    tiny_base: Path, corpus: Path, tmp_path: Path, weights: str, dropout: float
+) -> None:
+    found = []
+    for memory in ("large", "small"):
+        options = options_for(tiny_base, weights=weights, memory=memory, dropout=dropout)
+        receipt = tune(options, corpus, tmp_path / memory, Quiet())
+        assert receipt.memory == memory
+        found.append(load_file(tmp_path / memory / "adapter_model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_one_copy_of_the_weights_is_held_with_little_memory() -> None:
+    large, small = (_model((64, 96, 1, 2, 2), "fp8", memory)[0] for memory in ("large", "small"))
+    held = [
+        [layer._turned is None for layer in model.modules() if isinstance(layer, EightBitLinear)]
+        for model in (large.model, small.model)
+    ]
+    assert held == [[False] * 7, [True] * 7]
+
+
+def _model(
+    sizes: tuple[int, ...], weights: Weights, memory: Memory, rank: int = 8
+) -> tuple[Any, Any]:
+    """A tuned model of (hidden, inner, layers, heads, key heads), as on a card; and its shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, inner, layers, heads, key_heads = sizes
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=key_heads, bos_token_id=None,
+        eos_token_id=None,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False).eval()
+    kernels = Twin()
+    tuned = prepared(model, weights, CPU, LoraConfig(rank=rank), 0, kernels, memory)
+    return tuned, Shape.from_config(config.to_dict())
+
+
+@pytest.fixture
+def few_logits(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """At once, so that they do not drown what layers keep."""
+    count = 1 << 14
+    monkeypatch.setitem(likelihood.LOGITS, "cpu", count)
+    monkeypatch.setitem(planning._LOGITS, "cuda", count)
+    yield count
+
+
+@pytest.mark.parametrize("memory", ["large", "small"])
+@pytest.mark.parametrize(
+    ("sizes", "rank"),
+    [
+        ((256, 688, 4, 4, 4), 8), ((256, 688, 8, 4, 4), 8), ((512, 1408, 3, 8, 2), 8),
+        ((384, 1024, 3, 6, 6), 32),
+    ],
+)  # fmt: skip
+def test_a_pass_allocates_what_the_plan_says(
+    few_logits: int, sizes: tuple[int, ...], rank: int, memory: Memory
+) -> None:
+    """Of what it keeps and uses meanwhile; what is held before is exact by its definition."""
+    tuned, shape = _model(sizes, "fp8", memory, rank)
+    tuned.kernels.__class__ = Blank
+    tuned.kernels.__init__((9, 0))
+    trained = [each for each in tuned.model.parameters() if each.requires_grad]
+    for each in trained:
+        each.grad = torch.zeros_like(each)
+    length, count = 256, 16
+    example = Example(token_ids=[1] * length, loss_mask=[1] * length, turns=1)
+    rows = pack([example] * count, CPU)
+    with Ledger() as ledger:
+        tuned.summed_loss(rows).backward()
+    demand = Demand("fp8", memory, length * count, True)
+    reckoned = memory_bytes(shape, 0, rank, demand)
+    reckoned -= memory_bytes(shape, 0, rank, demand._replace(micro_tokens=0))
+    assert ledger.peak == pytest.approx(reckoned, rel=0.06)
