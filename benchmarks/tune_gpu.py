@@ -16,7 +16,8 @@ gradient), against the card's measured bf16 rate. The loss of the first step, be
 learned, must be that of everybody else: so the same tokens are seen. Dialogues are never cut.
 
 Settings are written as `weights=fp8 memory=large` for Selfchat (options of its recipe's [tune])
-and `name=trl batch=16 ...` for others; what can be chosen is in `Setting`. What is not installed, or does not fit, is a line that says so. A peer may have a Python of its own:
+and `name=trl batch=16 ...` for others; what can be chosen is in `Setting`. What is not installed,
+or does not fit, is a line that says so. A peer may have a Python of its own:
 `--python trl=/path/bin/python unsloth=/path/bin/python`. Without a card everything runs on the
 processor with a tiny shape, which shows that it works and nothing else.
 """

@@ -30,7 +30,8 @@ from selfchat.kernels.plain import (
 _ALIGNED = 16  # numbers: rows in 8 bits begin at multiples of 16 bytes, as the copy engine wants
 _FLAT = 1024  # numbers of a program that goes through all of them
 _TILE = 4096  # numbers that a program holds of several short rows
-_THIN_ROWS, _THIN_DEPTH = 64, 64
+_THIN_ROWS = 64
+_GROUP = 128  # numbers of int8 that share a scale, and the depth of a tile
 
 
 class _Tiles(NamedTuple):
@@ -60,7 +61,7 @@ class Triton(Plain):
     """
 
     schemes: Mapping[Bits, Scheme] = {
-        "int8": Scheme(torch.int8, 128, 0),
+        "int8": Scheme(torch.int8, _GROUP, 0),
         "fp8": Scheme(torch.float8_e4m3fn, 0, 0),
     }
 
@@ -182,52 +183,68 @@ class Triton(Plain):
         columns: Tensor | None = None,
     ) -> Read:
         x = x.contiguous()
-        held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
         if down is None and across is None:
+            held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
             return Read(held, None, None)
-        return Read(held, *self._thin(x, down, across, dropout))
+        if bits is None or self.schemes[bits].group:  # then they are held on the way
+            return self._products(x, down, across, dropout, bits, columns)
+        held = self._quantised(x, bits, 0, columns)
+        return self._products(x, down, across, dropout)._replace(quantised=held)
+
+    def _empty(self, x: Tensor, scheme: Scheme, group: int) -> Quantised:
+        rows, depth = x.shape
+        return Quantised(
+            x.new_empty((rows, _aligned(depth)), dtype=scheme.dtype),
+            x.new_empty((rows, -(-depth // group)), dtype=torch.float32),
+        )
 
     def _quantised(
         self, x: Tensor, bits: Bits, group: int, columns: Tensor | None = None
     ) -> Quantised:
         rows, depth = x.shape
-        scheme, stride = self.schemes[bits], _aligned(depth)
-        group = group or stride
-        groups = -(-depth // group)
-        values = x.new_empty((rows, stride), dtype=scheme.dtype)
-        scales = x.new_empty((rows, groups), dtype=torch.float32)
-        held = _power(groups) * _power(group)
+        scheme, group = self.schemes[bits], group or _aligned(depth)
+        held = self._empty(x, scheme, group)
+        groups = held.scales.shape[1]
+        size = _power(groups) * _power(group)
         self._launch(
-            programs.quantise, (rows,), x, columns, values, scales, depth, stride, groups,
+            programs.quantise, (rows,), x, columns, *held, depth, held.values.shape[1], groups,
             COLUMNS=columns is not None, INT=scheme.dtype is torch.int8, HIGHEST=scheme.highest,
             GROUPS_P=_power(groups), GROUP=group, GROUP_P=_power(group),
-            num_warps=4 if held <= _TILE else 8 if held <= 4 * _TILE else 16,
+            num_warps=4 if size <= _TILE else 8 if size <= 4 * _TILE else 16,
         )  # fmt: skip
-        return Quantised(values, scales)
+        return held
 
-    def _thin(
-        self, x: Tensor, down: Tensor | None, across: Tensor | None, dropout: Dropout | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The products with thin matrices, in one pass over x."""
+    def _products(
+        self, x: Tensor, down: Tensor | None, across: Tensor | None, dropout: Dropout | None,
+        bits: Bits | None = None, columns: Tensor | None = None,
+    ) -> Read:  # fmt: skip
+        """Those with thin matrices and, on the way, the rows in 8 bits, a scale for each group."""
         rows, depth = x.shape
-        programs_there = -(-rows // _THIN_ROWS)
-        narrow = wide = stride = 0
-        low = sums = None
+        blocks = -(-rows // _THIN_ROWS)
+        narrow = wide = across_stride = 0
+        low = sums = held = None
+        if bits:
+            held = self._empty(x, self.schemes[bits], _GROUP)
         if down is not None:
             down, narrow = down.to(x.dtype).contiguous(), len(down)
             low = x.new_empty((rows, narrow))
         if across is not None:
             across = across if across.stride(1) == 1 else across.contiguous()
-            wide, stride = across.shape[1], across.stride(0)
-            sums = x.new_empty((programs_there, wide, depth), dtype=torch.float32)
+            wide, across_stride = across.shape[1], across.stride(0)
+            sums = x.new_empty((blocks, wide, depth), dtype=torch.float32)
+        values, scales = held or (None, None)
+        stride, groups = (0, 0) if held is None else (held.values.shape[1], held.scales.shape[1])
         self._launch(
-            programs.thin, (programs_there,), x, down, low, across, sums, _keys(dropout), rows,
-            depth, narrow, wide, stride, *_dropping(dropout),
-            LOW=low is not None, SUMS=sums is not None, DROP=dropout is not None,
-            BLOCK=_THIN_ROWS, DEPTH=_THIN_DEPTH, NARROW_P=max(16, _power(narrow)),
-            WIDE_P=max(16, _power(wide)), num_warps=4, num_stages=3,
+            programs.read_rows, (blocks,), x, columns, values, scales, down, low, across, sums,
+            _keys(dropout), rows, depth, stride, groups, narrow, wide, across_stride,
+            *_dropping(dropout),
+            HELD=held is not None, COLUMNS=columns is not None, INT=bits == "int8",
+            HIGHEST=self.schemes[bits or "int8"].highest, LOW=low is not None,
+            SUMS=sums is not None, DROP=dropout is not None, BLOCK=_THIN_ROWS, DEPTH=_GROUP,
+            NARROW_P=max(16, _power(narrow)), WIDE_P=max(16, _power(wide)), num_warps=8,
+            num_stages=2,
         )  # fmt: skip
-        return low, None if sums is None else sums.sum(0)
+        return Read(held, low, None if sums is None else sums.sum(0))
 
     def add_dropped(self, y: Tensor, low: tuple[Tensor, Tensor], dropout: Dropout) -> None:
         assert y.is_contiguous(), "it is added to in place"
@@ -287,13 +304,13 @@ class Triton(Plain):
     def _tiles(self, grouped: bool, exact: bool, count: int) -> _Tiles:
         """A group of int8 is as deep as a tile."""
         if count <= 64:
-            return _Tiles(64, 64, 128, 4, 3)
+            return _Tiles(64, 64, _GROUP, 4, 3)
         roomy = self.capability in ((8, 0), (9, 0), (10, 0), (10, 3))  # shared memory
         if not roomy:
-            return _Tiles(128, 64, 128, 4, 3)
+            return _Tiles(128, 64, _GROUP, 4, 3)
         if grouped or exact:
-            return _Tiles(128, 128, 128, 8, 3)
-        return _Tiles(128, 256, 128, 8, 3)
+            return _Tiles(128, 128, _GROUP, 8, 3)
+        return _Tiles(128, 256, _GROUP, 8, 3)
 
     def _table(self, starts: Tensor, block: int, device: torch.device) -> Tensor:
         """(first token, length, place) of each block of each sequence, int32; all layers use it."""

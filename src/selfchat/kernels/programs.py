@@ -151,6 +151,17 @@ def cross_entropy(logits, targets, losses, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _in_8_bits(x, most, kind, INT: tl.constexpr, HIGHEST: tl.constexpr):
+    """Rows x of fp32 numbers whose largest magnitudes are `most`."""
+    inverse = tl.where(most > 0, HIGHEST / most, 0.0)
+    scaled = tl.clamp(x * inverse[:, None], -HIGHEST, HIGHEST)
+    if INT:
+        # What is added leaves no room for a fraction: half-way numbers go to the even one.
+        scaled = (scaled + _MAGIC) - _MAGIC
+    return scaled.to(kind)
+
+
+@triton.jit
 def quantise(
     x, columns, values, scales, depth, stride, groups,
     COLUMNS: tl.constexpr, INT: tl.constexpr, HIGHEST: tl.constexpr,
@@ -166,46 +177,50 @@ def quantise(
     if COLUMNS:
         part *= tl.load(columns + at, mask=there, other=0.0)
     most = tl.max(tl.abs(part), 1)
-    inverse = tl.where(most > 0, HIGHEST / most, 0.0)
-    scaled = tl.clamp(part * inverse[:, None], -HIGHEST, HIGHEST)
-    if INT:
-        # What is added leaves no room for a fraction: half-way numbers go to the even one.
-        scaled = (scaled + _MAGIC) - _MAGIC
-    found = scaled.to(values.dtype.element_ty)
+    found = _in_8_bits(part, most, values.dtype.element_ty, INT, HIGHEST)
     tl.store(values + row * stride + at, found, mask=mine & (at < stride))
     tl.store(scales + row * groups + group, most / HIGHEST, mask=group < groups)
 
 
 @triton.jit
-def thin(
-    x, down, low, across, sums, keys, rows, depth,
+def read_rows(
+    x, columns, values, scales, down, low, across, sums, keys, rows, depth, stride, groups,
     narrow, wide, across_stride, least, factor,
+    HELD: tl.constexpr, COLUMNS: tl.constexpr, INT: tl.constexpr, HIGHEST: tl.constexpr,
     LOW: tl.constexpr, SUMS: tl.constexpr, DROP: tl.constexpr,
     BLOCK: tl.constexpr, DEPTH: tl.constexpr, NARROW_P: tl.constexpr, WIDE_P: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK rows: their products with `down`, and their part of the sums, (programs, wide, depth).
+    """BLOCK rows: they in 8 bits, their products with `down`, and their part of the sums.
 
-    The parts are added up later in a fixed order, so that a run can be repeated exactly.
+    HELD: in 8 bits, with a scale for each DEPTH numbers. The sums, (programs, wide, depth), are
+    added up later in a fixed order, so that a run can be repeated exactly.
     """
     program = tl.program_id(0).to(tl.int64)
     row = program * BLOCK + tl.arange(0, BLOCK)
+    row_there = row < rows
     beside, above = tl.arange(0, NARROW_P), tl.arange(0, WIDE_P)
     found = tl.zeros((BLOCK, NARROW_P), tl.float32)
     if DROP:
-        key = tl.load(keys + row, mask=row < rows, other=0)
+        key = tl.load(keys + row, mask=row_there, other=0)
     if SUMS:
         weights = tl.load(
             across + row[None, :] * across_stride + above[:, None],
-            mask=(row < rows)[None, :] & (above < wide)[:, None],
+            mask=row_there[None, :] & (above < wide)[:, None],
             other=0.0,
         ).to(x.dtype.element_ty)
     for start in range(0, depth, DEPTH):
         at = start + tl.arange(0, DEPTH)
-        part = tl.load(
-            x + row[:, None] * depth + at[None, :],
-            mask=(row < rows)[:, None] & (at < depth)[None, :],
-            other=0.0,
-        )
+        there = row_there[:, None] & (at < depth)[None, :]
+        part = tl.load(x + row[:, None] * depth + at[None, :], mask=there, other=0.0)
+        if HELD:
+            part_wide = part.to(tl.float32)
+            if COLUMNS:
+                part_wide *= tl.load(columns + at, mask=at < depth, other=0.0)[None, :]
+            most = tl.max(tl.abs(part_wide), 1)
+            held = _in_8_bits(part_wide, most, values.dtype.element_ty, INT, HIGHEST)
+            inside = row_there[:, None] & (at < stride)[None, :]
+            tl.store(values + row[:, None] * stride + at[None, :], held, mask=inside)
+            tl.store(scales + row * groups + start // DEPTH, most / HIGHEST, mask=row_there)
         if DROP:
             left = tl.where(_kept(key, at, least), part.to(tl.float32) * factor, 0.0)
             part = left.to(x.dtype.element_ty)
@@ -227,7 +242,7 @@ def thin(
         tl.store(
             low + row[:, None] * narrow + beside[None, :],
             found.to(low.dtype.element_ty),
-            mask=(row < rows)[:, None] & (beside < narrow)[None, :],
+            mask=row_there[:, None] & (beside < narrow)[None, :],
         )
 
 

@@ -62,18 +62,27 @@ def tokens_per_second(
     rounded = {"int8": card.int8, "fp8": card.fp8}.get(weights, 0.0) * narrow
     frozen = (6 if recomputed else 4) * shape.linear_parameters
     others = flops_per_token(shape, adapters, length) - 4 * shape.linear_parameters
-    moved = moved_bytes(shape, recomputed) / (card.copy * copy)
+    moved = moved_bytes(shape, weights, recomputed) / (card.copy * copy)
     return 1 / (frozen / (rounded or rate) + others / rate + moved)
 
 
-def moved_bytes(shape: Shape, recomputed: bool) -> float:
-    """About what the steps between the products read and write of a token, in bf16.
+def moved_bytes(shape: Shape, weights: Weights, recomputed: bool) -> float:
+    """About what the kernels read and write of a token beside the products, in bf16.
 
-    Counted for the kernels as they are: a forward pass reads and writes 18 numbers for each of the
-    residual's, 8 for each query's, 6 for each key's and 8 for each of the inner ones; the backward
-    pass does about twice that.
+    Counted from the kernels as they are, in numbers of the residual's, the queries', the keys' and
+    the inner width: 15, 6.5, 6 and 6.5 forward, 25, 12.5, 11 and 10 backward. Rows of fp8, which
+    have one scale, are read once more for it.
     """
     queries = shape.num_attention_heads * shape.head_dim
     keys = shape.num_key_value_heads * shape.head_dim
-    numbers = 18 * shape.hidden_size + 8 * queries + 6 * keys + 8 * shape.intermediate_size
-    return float((4 if recomputed else 3) * 2 * numbers * shape.num_hidden_layers)
+    widths = (shape.hidden_size, queries, keys, shape.intermediate_size)
+    forward, backward = (15.0, 6.5, 6.0, 6.5), (25.0, 12.5, 11.0, 10.0)
+    if weights == "fp8":
+        forward, backward = (17.0, 7.5, 6.0, 7.5), (27.0, 13.5, 13.0, 12.0)
+    passes = (2 if recomputed else 1, 1)
+    numbers = sum(
+        times * count * width
+        for times, counts in zip(passes, (forward, backward), strict=True)
+        for count, width in zip(counts, widths, strict=True)
+    )
+    return 2 * numbers * shape.num_hidden_layers
