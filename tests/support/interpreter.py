@@ -1,8 +1,8 @@
 """Triton's interpreter, which runs programs for graphics cards on the processor, one by one.
 
 `conftest.py` asks for it. That of Triton 3.9 takes the bit patterns of bf16 for integers in
-products, and loses fp8 numbers that are close to zero; here both are mended, the second by torch,
-which rounds as the cards do.
+products, and rounds to bf16 and fp8 towards zero; here both are mended, the second by torch, which
+rounds to the nearest as the cards do.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ def _dot_of_bf16_too(self: Any, a: Any, b: Any, *others: Any) -> Any:
 
 
 def _convert_as_torch(data: Any, kind: Any, wanted: Any, rounding: Any) -> Any:
-    if kind != tl.float32 or wanted != tl.float8e4nv:
+    if kind != tl.float32 or wanted not in (tl.float8e4nv, tl.bfloat16):
         return _convert(data, kind, wanted, rounding)
-    found = torch.from_numpy(numpy.ascontiguousarray(data)).to(torch.float8_e4m3fn)
-    return found.view(torch.uint8).numpy()
+    wide = torch.from_numpy(numpy.ascontiguousarray(data))
+    if wanted == tl.bfloat16:
+        return wide.to(torch.bfloat16).view(torch.uint16).numpy()
+    return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
 
 
 interpreter.InterpreterBuilder.create_dot = _dot_of_bf16_too

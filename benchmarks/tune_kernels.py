@@ -1,0 +1,257 @@
+"""How exact the tuner's kernels are, tensor by tensor, and whether they give the same twice.
+
+    python benchmarks/tune_kernels.py [--rows 1 7 64 512 4096 32768] [--width 96] [--only product]
+
+Every kernel, forward and backward, in bf16 and fp32, beside the same in float64 from the same
+inputs: 8-bit products beside those of the rounded numbers. Told is the norm of the difference over
+the norm of the result. Then all is computed again: results must be equal bit by bit.
+
+On a graphics card the kernels for it are tried; on a processor the native and the plain ones, and
+with TRITON_INTERPRET=1 those for cards in Triton's interpreter, slowly. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from selfchat.kernels.best import best_kernels
+from selfchat.kernels.plain import Bits, Head, Plain, Quantised
+
+Found = dict[str, Tensor]
+
+
+def trials(
+    rows: int, width: int, dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Callable[[Plain], Found], Callable[[Plain], Found]]]:
+    """A name, a computation by kernels, and what it should give, in float64."""
+    generator = torch.Generator().manual_seed(rows)
+
+    def draw(*shape: int, kind: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(kind).to(device)
+
+    x, slope, weight = draw(rows, width), draw(rows, width), draw(width, kind=torch.float32)
+
+    def norm(each: Plain) -> Found:
+        y, inverse = each.rms_norm(x, weight, 1e-6)
+        return {"y": y, "dx": each.rms_norm_backward(slope, x, weight, inverse)}
+
+    def exact_norm(_: Plain) -> Found:
+        wide = x.double().requires_grad_()
+        y = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6) * weight.double()
+        return {"y": y, "dx": torch.autograd.grad(y, wide, slope.double())[0]}
+
+    yield "norm", norm, exact_norm
+
+    up = draw(rows, width)
+
+    def gate(each: Plain) -> Found:
+        d_gate, d_up = each.gated_backward(slope, x, up, "silu")
+        return {"y": each.gated(x, up, "silu"), "d_gate": d_gate, "d_up": d_up}
+
+    def exact_gate(_: Plain) -> Found:
+        leaves = [x.double().requires_grad_(), up.double().requires_grad_()]
+        y = functional.silu(leaves[0]) * leaves[1]
+        d_gate, d_up = torch.autograd.grad(y, leaves, slope.double())
+        return {"y": y, "d_gate": d_gate, "d_up": d_up}
+
+    yield "gate", gate, exact_gate
+
+    heads, size = 2, 32
+    q, d = draw(rows, heads, size), draw(rows, heads, size)
+    angle = draw(rows, size // 2, kind=torch.float32).repeat(1, 2)
+    cos, sin = angle.cos(), angle.sin()
+
+    def rotation(each: Plain) -> Found:
+        return {"y": each.rotate(q, cos, sin), "dx": each.rotate(d, cos, sin, backward=True)}
+
+    def exact_rotation(_: Plain) -> Found:
+        wide = q.double().requires_grad_()
+        first, second = wide.chunk(2, -1)
+        turned = torch.cat((-second, first), -1)
+        y = wide * cos.double().unsqueeze(1) + turned * sin.double().unsqueeze(1)
+        return {"y": y, "dx": torch.autograd.grad(y, wide, d.double())[0]}
+
+    yield "rotation", rotation, exact_rotation
+
+    k, v = draw(rows, 1, size), draw(rows, 1, size)
+    starts = torch.tensor([*range(0, rows, 300), rows])
+    head = Head(size**-0.5)
+
+    def attention(each: Plain) -> Found:
+        out, log_sums = each.attention(q, k, v, starts, head)
+        dq, dk, dv = each.attention_backward(d, q, k, v, out, log_sums, starts, head)
+        return {"y": out, "dq": dq, "dk": dk, "dv": dv}
+
+    def exact_attention(_: Plain) -> Found:
+        leaves = [each.double().requires_grad_() for each in (q, k, v)]
+        parts = [
+            functional.scaled_dot_product_attention(
+                *(leaf[first:last].transpose(0, 1).expand(heads, -1, -1) for leaf in leaves),
+                is_causal=True,
+            ).transpose(0, 1)
+            for first, last in pairwise(starts.tolist())
+        ]
+        y = torch.cat(parts)
+        dq, dk, dv = torch.autograd.grad(y, leaves, d.double())
+        return {"y": y, "dq": dq, "dk": dk, "dv": dv}
+
+    yield "attention", attention, exact_attention
+
+    logits = draw(rows, 200, kind=torch.float32) * 5
+    targets = torch.arange(rows, device=device) * 7 % 200
+
+    def loss(each: Plain) -> Found:
+        slopes = logits.clone()
+        return {"loss": each.cross_entropy(slopes, targets), "d_logits": slopes}
+
+    def exact_loss(_: Plain) -> Found:
+        wide = logits.double().requires_grad_()
+        losses = functional.cross_entropy(wide, targets, reduction="none")
+        (slopes,) = torch.autograd.grad(losses.sum(), wide)
+        return {"loss": losses, "d_logits": slopes}
+
+    yield "loss", loss, exact_loss
+
+    down, across = draw(8, width), draw(rows, 8)
+
+    def thin(each: Plain) -> Found:
+        read = each.read(x, down.float(), across.float())
+        assert read.low is not None
+        assert read.sums is not None
+        return {"low": read.low, "sums": read.sums}
+
+    def exact_thin(_: Plain) -> Found:
+        return {"low": x.double() @ down.double().T, "sums": across.double().T @ x.double()}
+
+    yield "thin products", thin, exact_thin
+
+    matrix, low = draw(2 * width, width), (draw(rows, 8), draw(8, 2 * width))
+    wide_slope = draw(rows, 2 * width)
+    kinds: tuple[Bits, ...] = ("int8", "fp8")
+    for bits in kinds:
+
+        def product(each: Plain, bits: Bits = bits) -> Found:
+            held = each.eight_bit_weight(matrix, bits)
+            back, columns = _for_gradient(each, matrix, held, bits)
+            y = each.eight_bit_product(_rows(each, x, bits), held, None, low, dtype=dtype)
+            slopes = _rows(each, wide_slope, bits, columns)
+            return {"y": y, "dx": each.eight_bit_product(slopes, back, dtype=dtype)}
+
+        def exact_product(each: Plain, bits: Bits = bits) -> Found:
+            """Of the numbers as the plain kernels round them, which is tested elsewhere."""
+            twin = Plain()
+            twin.schemes = each.schemes
+            held = twin.eight_bit_weight(matrix, bits)
+            back, columns = _for_gradient(twin, matrix, held, bits)
+            y = _dense(_rows(twin, x, bits)) @ _dense(_weight(held)).T
+            y += low[0].double() @ low[1].double()
+            slopes = _dense(_rows(twin, wide_slope, bits, columns))
+            return {"y": y, "dx": slopes @ _dense(_weight(back)).T}
+
+        yield f"{bits} product", product, exact_product
+
+
+def _rows(kernels: Plain, x: Tensor, bits: Bits, columns: Tensor | None = None) -> Quantised:
+    held = kernels.read(x, bits=bits, columns=columns).quantised
+    assert held is not None
+    return held
+
+
+def _for_gradient(kernels: Plain, matrix: Tensor, held: Any, bits: Bits) -> tuple[Any, Any]:
+    if kernels.schemes[bits].turns:
+        return kernels.turned(held), held.scales.flatten()
+    return kernels.eight_bit_weight(matrix.T.contiguous(), bits), None
+
+
+def _weight(held: Any) -> Quantised:
+    scales = held.scales
+    if scales is None:
+        scales = torch.ones(len(held.values), 1, device=held.values.device)
+    return Quantised(held.values, scales)
+
+
+def _dense(held: Quantised) -> Tensor:
+    """What rounded numbers stand for, where each scale covers as many as the others."""
+    values, scales = held.values.double(), held.scales.double()
+    group = -(-values.shape[1] // scales.shape[1])
+    if scales.shape[1] > 1:
+        group = next(size for size in (64, 128) if -(-values.shape[1] // size) == scales.shape[1])
+    return values * scales.repeat_interleave(group, 1)[:, : values.shape[1]]
+
+
+def errors(
+    kernels: Plain, rows: int, width: int, dtype: torch.dtype, device: torch.device, only: str = ""
+) -> dict[str, float]:
+    """By `kernel tensor`: how far off, as a share; infinite where a second time gives another."""
+    found = {}
+    for name, computed, exact in trials(rows, width, dtype, device):
+        if only not in name:
+            continue
+        once, again, expected = computed(kernels), computed(kernels), exact(kernels)
+        for tensor, value in once.items():
+            wanted = expected[tensor].detach()
+            off = float((value.double() - wanted).norm() / wanted.norm().clamp(min=1e-30))
+            if rows == 1 and float(wanted.norm()) < 1e-6:  # one token attends to itself alone
+                off = float(value.double().norm())
+            same = torch.equal(value, again[tensor])
+            found[f"{name} {tensor}"] = off if same else float("inf")
+    return found
+
+
+def contestants(device: torch.device) -> dict[str, Plain]:
+    if device.type == "cuda":
+        from selfchat.kernels.gpu import Triton
+
+        best, why = best_kernels(device)
+        print(f"taken on this card: {best.name}{': ' + why if why else ''}")
+        own = Triton(torch.cuda.get_device_capability())
+        return {each.name: each for each in (own, best)}
+    if os.environ.get("TRITON_INTERPRET"):
+        sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
+        import interpreter  # noqa: F401 - mends it
+        from selfchat.kernels.gpu import Triton
+
+        return {"triton, interpreted": Triton((9, 0))}
+    return {each.name: each for each in (best_kernels(device)[0], Plain())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 7, 64, 512, 4096, 32768])
+    parser.add_argument("--width", type=int, default=96)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--only", default="", help="kernels in whose name this is")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    told = []
+    for name, kernels in contestants(device).items():
+        for dtype in options.dtypes:
+            numbers = getattr(torch, dtype)
+            by_rows = {
+                rows: errors(kernels, rows, options.width, numbers, device, options.only)
+                for rows in options.rows
+            }
+            print(f"\n{name}, {dtype}")
+            print(f"{'':24}" + "".join(f"{rows:>10}" for rows in options.rows))
+            for tensor in by_rows[options.rows[0]]:
+                values = [by_rows[rows][tensor] for rows in options.rows]
+                print(f"{tensor:24}" + "".join(f"{value:>10.1e}" for value in values), flush=True)
+            told.append({"kernels": name, "dtype": dtype, "errors": by_rows})
+    print(json.dumps({"device": str(device), "torch": torch.__version__, "told": told}))
+    if any(v == float("inf") for t in told for by in t["errors"].values() for v in by.values()):
+        sys.exit("some results differ from run to run")
+
+
+if __name__ == "__main__":
+    main()

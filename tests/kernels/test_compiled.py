@@ -1,0 +1,44 @@
+"""The programs for graphics cards are compiled for real ones, by the compiler that runs there."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+SHARED = {"8.0": 163, "8.6": 99, "8.9": 99, "9.0": 227, "10.0": 227, "12.0": 99}  # KiB a program
+SPILLED = 64  # bytes a thread: what no loop notices
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="Triton brings its compiler for Linux")
+@pytest.mark.parametrize("capability", ["8.0", "8.9", "9.0"])
+def test_every_program_compiles_and_fits_on_the_card(capability: str, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "support/compile_programs.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)  # nothing from before
+    done = subprocess.run(
+        [sys.executable, str(script), capability], capture_output=True, text=True, env=environment,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["program"] for row in rows} == {
+        "norm", "norm_backward", "gated", "gated_backward", "rotate", "attention",
+        "attention_queries", "attention_keys", "cross_entropy", "quantise", "read_rows",
+        "add_dropped", "multiply",
+    }  # fmt: skip
+    assert all(row["shared"] <= SHARED[capability] * 1024 for row in rows)
+    assert all(row["spilled"] <= SPILLED for row in rows)
+    products = [row for row in rows if row["program"] == "multiply"]
+    assert all(row["copies"] for row in products)  # weights come while others are multiplied
+    used = " ".join(name for row in products for name in row["instructions"])
+    assert ("wgmma" in used) == (capability == "9.0")  # Hopper's own
+    assert "s8.s8" in used or "s32.s8" in used
+    assert ("e4m3" in used) == (capability != "8.0")
