@@ -34,8 +34,9 @@ def test_every_program_compiles_and_fits_on_the_card(capability: str, tmp_path: 
         "attention_queries", "attention_keys", "cross_entropy", "quantise", "read_rows",
         "add_dropped", "multiply",
     }  # fmt: skip
-    assert all(row["shared"] <= SHARED[capability] * 1024 for row in rows)
-    assert all(row["spilled"] <= SPILLED for row in rows)
+    assert [row for row in rows if row["shared"] > SHARED[capability] * 1024] == []
+    often = [row for row in rows if not row["wide"]]  # fp32 is for trials before the first step
+    assert [row for row in often if row["spilled"] > SPILLED] == []
     products = [row for row in rows if row["program"] == "multiply"]
     assert all(row["copies"] for row in products)  # weights come while others are multiplied
     used = " ".join(name for row in products for name in row["instructions"])

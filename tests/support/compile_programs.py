@@ -59,6 +59,8 @@ class Compiling(Triton):
         )
         told = {
             "program": program.__name__,
+            "fixed": {name: str(value) for name, value in fixed.items()},
+            "wide": arguments[0].dtype is torch.float32 if torch.is_tensor(arguments[0]) else False,
             "spilled": spilled,
             "shared": made.metadata.shared + static,
             "instructions": sorted(set(instructions)),
@@ -90,13 +92,17 @@ def compile_all(kernels: Triton) -> None:
     q, turn = x.view(tokens, heads, -1), torch.empty(tokens, hidden // heads)
     kernels.rotate(q, turn, turn)
     starts = torch.tensor([0, 300, 1000, tokens])
-    out, log_sums = kernels.attention(q, q, q, starts, Head(0.1))
-    kernels.attention_backward(q, q, q, q, out, log_sums, starts, Head(0.1))
+    for heads_of in (q, q.float(), x.view(tokens, 16, -1)):  # the second while models are probed
+        out, log_sums = kernels.attention(heads_of, heads_of, heads_of, starts, Head(0.1))
+        kernels.attention_backward(
+            out, heads_of, heads_of, heads_of, out, log_sums, starts, Head(0.1)
+        )
     kernels.cross_entropy(torch.empty(64, 32000), torch.zeros(64, dtype=torch.int64))
     dropout = Dropout(torch.zeros(tokens, dtype=torch.int64), 0.05)
     down, across = torch.empty(24, hidden), torch.empty(tokens, 8)
     kernels.read(x, down, None, dropout)
     kernels.read(x, down, across, None, "int8", weight)
+    kernels.read(x.float(), down, across, None, "int8", weight)
     kernels.add_dropped(x, (torch.empty(tokens, 24), down), dropout)
     kinds: list[Bits] = ["int8", "fp8"] if kernels.capability >= (8, 9) else ["int8"]
     for bits in kinds:
@@ -105,6 +111,7 @@ def compile_all(kernels: Triton) -> None:
         rows = kernels.read(x, bits=bits).quantised
         assert rows is not None
         kernels.eight_bit_product(rows, held, None, low, dtype=bf16)
+        kernels.eight_bit_product(rows, held, weight[:512], low, dtype=bf16)
         back = kernels.read(x[:, :512].contiguous(), bits=bits, columns=weight[:512]).quantised
         assert back is not None
         low = torch.empty(tokens, 8), torch.empty(8, hidden)

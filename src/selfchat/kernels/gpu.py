@@ -133,7 +133,7 @@ class Triton(Plain):
         tokens, heads, size = q.shape
         out = torch.empty_like(q)
         log_sums = q.new_empty((heads, tokens), dtype=torch.float32)
-        block, keys = (32, 32) if q.dtype is torch.float32 else (128, 64)
+        block, keys = (128, 64) if _is_small(q) else (32, 32)
         table = self._table(starts, block, q.device)
         self._launch(
             programs.attention, (len(table), heads), q, k, v, out, log_sums, table, tokens, heads,
@@ -150,7 +150,7 @@ class Triton(Plain):
         tokens, heads, size = q.shape
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dots = torch.empty_like(log_sums)
-        block = 32 if q.dtype is torch.float32 else 64
+        block = 64 if _is_small(q) else 32
         table = self._table(starts, block, q.device)
         sizes = (tokens, heads, k.shape[1], float(head.scale), head.window)
         fixed = {"SIZE": size, "SIZE_P": max(16, _power(size)), "BLOCK": block}
@@ -360,6 +360,11 @@ def _library_product(
         u, b = _low(low, y.dtype)
         y.addmm_(u.to(y.dtype), b)
     return y.to(dtype) if into is None else into.add_(y)
+
+
+def _is_small(q: Tensor) -> bool:
+    """Whether heads leave room for wide tiles in every card's shared memory."""
+    return q.dtype is not torch.float32 and q.shape[-1] <= 128
 
 
 def _power(number: int) -> int:

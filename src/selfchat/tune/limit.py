@@ -19,7 +19,7 @@ from selfchat.models.frozen import FrozenLinear
 from selfchat.template.renderer import Example
 from selfchat.tune.options import Weights
 
-_ROWS = 1024
+_ROWS = {"cpu": 1024, "cuda": 8192}
 _SQUARE = 512  # side of the matrices that tell the rate of attention
 _SECONDS = 0.05  # that each shape is measured for
 
@@ -28,7 +28,11 @@ def limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> flo
     """Tokens a second of bare products on dialogues like these, on the model's device."""
     device = next(model.parameters()).device
     dense = torch.bfloat16 if weights in ("bf16", "nf4") else torch.float32
-    held = torch.int8 if weights == "int8" else dense
+    if device.type == "cuda" and weights != "fp32":
+        dense = torch.bfloat16
+    held = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}.get(weights, dense)
+    if held is torch.float8_e4m3fn and device.type == "cpu":
+        held = dense  # processors have no products of fp8
     head = model.get_output_embeddings()
     shapes = Counter(
         (layer.out_features, layer.in_features)
@@ -50,11 +54,24 @@ def _both_products(outputs: int, depth: int, dtype: torch.dtype, device: torch.d
 
 
 def _seconds(outputs: int, depth: int, dtype: torch.dtype, device: torch.device) -> float:
-    rows = min(_ROWS, max(16, 2**25 // outputs))
+    most = 2**25 if device.type == "cpu" else 2**30  # numbers of a result
+    rows = min(_ROWS[device.type], max(16, most // outputs))
     x, weight = _filled(rows, depth, dtype, device), _filled(outputs, depth, dtype, device).T
     if dtype is torch.int8:
         y = torch.empty(rows, outputs, dtype=torch.int32, device=device)
         return _fastest(lambda: torch._int_mm(x, weight, out=y), device) / rows
+    if dtype is torch.float8_e4m3fn:
+        ones = torch.ones(max(rows, outputs), 1, device=device)
+        return (
+            _fastest(
+                lambda: torch._scaled_mm(
+                    x, weight, ones[:rows], ones[:outputs].T, out_dtype=torch.bfloat16,
+                    use_fast_accum=True,
+                ),
+                device,
+            )
+            / rows
+        )  # fmt: skip
     y = torch.empty(rows, outputs, dtype=dtype, device=device)
     return _fastest(lambda: torch.mm(x, weight, out=y), device) / rows
 
@@ -74,7 +91,7 @@ def _attention_seconds(
 
 def _filled(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     numbers = torch.arange(rows * columns, device=device) % 251 - 125
-    return numbers.to(dtype).view(rows, columns)
+    return numbers.float().to(dtype).view(rows, columns)
 
 
 def _fastest(work: Callable[[], Any], device: torch.device) -> float:
