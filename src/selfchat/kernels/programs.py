@@ -20,6 +20,10 @@ _HASH_COLUMN, _HASH_1, _HASH_2 = (
 )
 
 
+# What changes from step to step; else a program would be compiled anew for numbers of a special form.
+_VARYING = ("rows", "count", "tokens")
+
+
 @triton.jit
 def _kept(keys, columns, least):
     """Where dropout keeps a number: rows of `keys` by `columns`; the hash of `Plain.dropped`."""
@@ -31,7 +35,7 @@ def _kept(keys, columns, least):
     return mixed.to(tl.int64) >= least
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def norm(
     x, weight, y, inverse, rows, width, eps,
     ROWS: tl.constexpr, WIDTH_P: tl.constexpr,
@@ -47,7 +51,7 @@ def norm(
     tl.store(inverse + row, r, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def norm_backward(
     slope, x, weight, inverse, dx, rows, width,
     ROWS: tl.constexpr, WIDTH_P: tl.constexpr,
@@ -77,7 +81,7 @@ def _activated(x, GELU: tl.constexpr):
     return x * share, share * (1 + x * (1 - share))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def gated(gate, up, y, count, GELU: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = at < count
@@ -86,7 +90,7 @@ def gated(gate, up, y, count, GELU: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(y + at, (active * other).to(y.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def gated_backward(
     slope, gate, up, d_gate, d_up, count,
     GELU: tl.constexpr, BLOCK: tl.constexpr,
@@ -182,7 +186,7 @@ def quantise(
     tl.store(scales + row * groups + group, most / HIGHEST, mask=group < groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def read_rows(
     x, columns, values, scales, down, low, across, sums, keys, rows, depth, stride, groups,
     narrow, wide, across_stride, least, factor,
@@ -246,7 +250,7 @@ def read_rows(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def add_dropped(
     y, u, b, keys, rows, width, rank, u_stride,
     least, factor,
@@ -284,7 +288,7 @@ def _low_rank(
     return tl.dot(left.to(right.dtype), right, input_precision="ieee")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def multiply(
     a, w, a_scales, w_scales, bias, u, b, y,
     rows, outputs, stride, groups, rank, u_stride,
@@ -379,7 +383,7 @@ def _put_rows(
     tl.store(x + where, found.to(x.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def attention(
     q, k, v, out, log_sums, blocks, tokens, heads,
     key_heads, scale, window,
@@ -433,7 +437,7 @@ def _softmax_slope(
     return weights, weights * (on_weights - dots[:, None]) * scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def attention_queries(
     slope, q, k, v, out, log_sums, dots, dq, blocks,
     tokens, heads, key_heads, scale, window,
@@ -465,7 +469,7 @@ def attention_queries(
     _put_rows(dq, found, first, at_q, length, heads, head, SIZE, SIZE_P)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def attention_keys(
     slope, q, k, v, log_sums, dots, dk, dv, blocks,
     tokens, heads, key_heads, scale, window,
