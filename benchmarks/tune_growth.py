@@ -29,8 +29,9 @@ from selfchat.models.lora import LoraConfig, lora_layers
 from selfchat.models.packing import pack
 from selfchat.template.renderer import Example
 from selfchat.tune.adapters import Adapters
+from selfchat.tune.cards import best_weights
 from selfchat.tune.memory import keep_freed_memory
-from selfchat.tune.model import choose_weights, time_weights, tuned_model
+from selfchat.tune.model import time_weights, tuned_model
 
 _CPU = torch.device("cpu")
 _GROWING = {
@@ -48,7 +49,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     lora = LoraConfig(rank=job["rank"])
     weights = job["weights"]
     if weights == "auto":
-        weights = choose_weights(time_weights(job["base"], _CPU, lora, kernels))
+        weights = best_weights(time_weights(job["base"], _CPU, lora, kernels))
     tuned = tuned_model(job["base"], weights, _CPU, lora, 0, kernels)
     adapters = Adapters(list(lora_layers(tuned.model).values()), 1.0)
     draws = random.Random(0)

@@ -20,7 +20,7 @@ _HASH_COLUMN, _HASH_1, _HASH_2 = (
 )
 
 
-# What changes from step to step; else a program would be compiled anew for numbers of a special form.
+# What changes from step to step: a program is not compiled anew for numbers of a special form.
 _VARYING = ("rows", "count", "tokens")
 
 

@@ -7,6 +7,7 @@ rates that were measured on the spot are reached more nearly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from selfchat.tune.options import Weights
@@ -14,6 +15,10 @@ from selfchat.tune.shape import Shape, flops_per_token
 
 _SHARE_16, _SHARE_8, _SHARE_COPY = 0.7, 0.55, 0.8  # of the peaks
 _SHARE_MEASURED = 0.9
+
+# How many times as fast as exact numbers those must be that are less exact: int8, with a scale for
+# each group of numbers, is the more exact of the two (docs/benchmarks.md).
+_WORTH = {"int8": 1.2, "fp8": 1.32}
 
 
 class Card(NamedTuple):
@@ -46,9 +51,19 @@ CARDS = {
 }
 
 
-def best_weights(card: Card) -> Weights:
-    """In which numbers the card tunes fastest."""
-    return "fp8" if card.fp8 else "int8" if card.int8 > 1.2 * card.bf16 else "bf16"
+def best_weights(rates: Mapping[Weights, float]) -> Weights:
+    """The fastest, those that are less exact only where they are well ahead."""
+    return max(rates, key=lambda kind: rates[kind] / _WORTH.get(kind, 1.0))
+
+
+def weights_for(card: Card, shape: Shape, adapters: int, length: int) -> Weights:
+    """What the card is reckoned to tune best in."""
+    kinds: list[Weights] = ["bf16"]
+    kinds += ["int8"] if card.int8 else []
+    kinds += ["fp8"] if card.fp8 else []
+    return best_weights(
+        {kind: tokens_per_second(card, shape, adapters, kind, False, length) for kind in kinds}
+    )
 
 
 def tokens_per_second(

@@ -33,9 +33,6 @@ from selfchat.tune.options import Memory, Weights
 
 _TIMED_TOKENS, _TIMED_ON_A_CARD = 512, 8192
 _TIMED_FLOPS = 4e10  # of one try on a processor: a wide layer is timed on fewer tokens
-# How many times as fast as exact numbers those must be that are less exact: int8, with a scale for
-# each group of numbers, is the more exact of the two (docs/benchmarks.md).
-_WORTH = {"int8": 1.2, "fp8": 1.32}
 
 
 class TunedModel:
@@ -149,9 +146,3 @@ def _layer_rate(
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     return tokens / min(seconds[1:])
-
-
-def choose_weights(rates: dict[Weights, float]) -> Weights:
-    """The fastest; those that are less exact only where they are well ahead."""
-
-    return max(rates, key=lambda kind: rates[kind] / _WORTH.get(kind, 1.0))

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from selfchat.core.errors import UsageError
 from selfchat.core.records import Record
-from selfchat.tune.cards import CARDS, Card, best_weights, tokens_per_second
+from selfchat.tune.cards import CARDS, Card, tokens_per_second, weights_for
 from selfchat.tune.options import Memory, TuneOptions, Weights
 from selfchat.tune.shape import Shape, adapter_parameters, find_shape, flops_per_token
 
@@ -129,7 +129,10 @@ def settle(
         UsageError: nothing fits.
     """
     if weights == "auto":
-        weights = best_weights(card) if card else "fp32"  # the larger that a processor may take
+        weights = "fp32"  # the largest that a processor may take
+        if card and shape:
+            adapters = adapter_parameters(shape, options)
+            weights = weights_for(card, shape, adapters, options.max_length)
     memories: tuple[Memory, ...] = (
         ("large", "small") if options.memory == "auto" else (options.memory,)
     )

@@ -22,13 +22,13 @@ from selfchat.models.adapter import save_adapter
 from selfchat.models.bases import base_folder, best_device, load_config, load_tokenizer
 from selfchat.models.lora import TARGET_MODULES, LoraConfig
 from selfchat.template.renderer import make_renderer
+from selfchat.tune.cards import best_weights
 from selfchat.tune.checkpoint import FILES, Checkpoint, Progressed, find_checkpoint
 from selfchat.tune.examples import Examples, make_examples, refuse_unlearnable
 from selfchat.tune.limit import limit_rate
 from selfchat.tune.memory import keep_freed_memory, memory_advice
 from selfchat.tune.model import (
     TunedModel,
-    choose_weights,
     time_weights,
     tuned_model,
 )
@@ -288,7 +288,7 @@ def _start(
     if checkpoint is not None:
         return checkpoint.at.model_copy(update=here)
     shared: dict[Weights, float] = {**timed, "int8": 0.0} if options.sharded else timed
-    weights = choose_weights(shared) if options.weights == "auto" else options.weights
+    weights = best_weights(shared) if options.weights == "auto" else options.weights
     return Progressed(weights=weights, **here)
 
 
