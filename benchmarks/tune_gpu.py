@@ -178,7 +178,15 @@ def finished() -> None:
         torch.cuda.synchronize()
 
 
+def forget_peak() -> None:
+    """Making the base is not what is measured."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_bytes() -> int:
+    """On a card while it trained; of a processor's memory ever."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource
@@ -223,6 +231,7 @@ def run_ours(setting: str, job: argparse.Namespace) -> dict[str, Any]:
         Example(row["input_ids"], [int(label != IGNORED) for label in row["labels"]], 1)
         for row in dialogues(job.model)
     ]
+    forget_peak()
     with TemporaryDirectory() as folder:
         trainer = Trainer(
             tuned, examples, examples[:1], options, Path(folder), "benchmark", Workers()
@@ -321,6 +330,7 @@ def run_peer(setting: Setting, job: argparse.Namespace) -> dict[str, Any]:
                 self.norms: list[float] = []
 
             def on_train_begin(self, *_: Any, **__: Any) -> None:
+                forget_peak()
                 finished()
                 self.ends = [time.monotonic()]
 

@@ -277,12 +277,13 @@ def quantise_linears_to_nf4(model: nn.Module, kernels: Plain, device: torch.devi
 
 
 def _replace_linears(model: nn.Module, held: Callable[[nn.Linear], FrozenLinear]) -> int:
-    layers = [
-        (parent, name, child)
+    """One after another; each is let go before the next is made."""
+    places = [
+        (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if name in _QUANTISED and type(child) is nn.Linear
     ]
-    for parent, name, child in layers:
-        setattr(parent, name, held(child))
-    return len(layers)
+    for parent, name in places:
+        setattr(parent, name, held(getattr(parent, name)))
+    return len(places)

@@ -287,7 +287,7 @@ def _start(
     }
     if checkpoint is not None:
         return checkpoint.at.model_copy(update=here)
-    shared: dict[Weights, float] = {**timed, "int8": 0.0} if options.sharded else timed
+    shared: dict[Weights, float] = {**timed, "int8": 0.0, "fp8": 0.0} if options.sharded else timed
     weights = best_weights(shared) if options.weights == "auto" else options.weights
     return Progressed(weights=weights, **here)
 
