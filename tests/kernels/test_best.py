@@ -1,0 +1,82 @@
+"""Which kernels are taken on a card: here the processor stands in for one."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import interpreter  # noqa: F401 - mends it
+from selfchat.kernels import best
+from selfchat.kernels.best import unlike
+from selfchat.kernels.gpu import Triton
+from selfchat.kernels.native import native
+from selfchat.kernels.plain import Plain
+
+HERE = torch.device("cpu")
+OWN, LIBRARY = Triton((9, 0)).name, Triton((9, 0), library=True).name
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A card of this compute capability, on which the library is the faster."""
+    capability = getattr(request, "param", (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(best, "has_fp8", lambda device: capability >= (8, 9))
+    monkeypatch.setattr(
+        best, "_product_seconds", lambda kernels, device: 1.0 if kernels.name == LIBRARY else 2.0
+    )
+
+
+def test_products_of_torchs_library_are_ours_too() -> None:
+    assert unlike(Triton((9, 0), library=True), HERE, ("fp8",)) == ""
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(
+    ("wanted", "taken"), [(None, LIBRARY), (OWN, OWN), (LIBRARY, LIBRARY), ("other", LIBRARY)]
+)
+def test_the_fastest_is_taken_unless_a_run_began_with_another(
+    wanted: str | None, taken: str
+) -> None:
+    kernels, lacking = best._for_card(HERE, wanted)
+    assert (kernels.name, lacking) == (taken, "")
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize(
+    ("card", "taken"), [((8, 0), OWN), ((7, 5), Plain.name)], indirect=["card"]
+)
+def test_older_cards_get_what_they_can_do(taken: str) -> None:
+    assert best._for_card(HERE, None)[0].name == taken
+
+
+@pytest.mark.usefixtures("card")
+def test_a_program_that_is_wrong_here_is_left_out_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(*arguments: object, **named: object) -> torch.Tensor:
+        raise RuntimeError("ptxas fatal: unknown card\nand more")
+
+    monkeypatch.setattr(Triton, "gated", wrong)
+    kernels, lacking = best._for_card(HERE, None)
+    assert kernels.name == Plain.name
+    assert lacking == (
+        "the Triton kernels are left out, as the gate fails on this card: ptxas fatal: unknown card"
+    )
+
+
+@pytest.mark.usefixtures("card")
+def test_without_triton_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "selfchat.kernels.gpu", None)
+    kernels, lacking = best._for_card(HERE, None)
+    assert (kernels.name, lacking) == (
+        Plain.name,
+        "tuning is faster with Triton: pip install triton",
+    )
+
+
+def test_a_processor_gets_its_own_or_the_plain_ones_it_began_with() -> None:
+    assert best.best_kernels(HERE, "plain")[0].name == "plain"
+    assert best.best_kernels(HERE)[0].name in ("plain", native().name)
