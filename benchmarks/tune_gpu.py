@@ -210,6 +210,8 @@ def run_ours(setting: str, job: argparse.Namespace) -> dict[str, Any]:
     from selfchat.tune.workers import Workers
 
     steps = job.warmup + job.steps
+    if "weights=" not in setting:
+        raise SystemExit("say weights=: a plan cannot time them")
     options = TuneOptions(
         base="hf:none", batch=len(LENGTHS), epochs=steps, learning_rate=1e-4,
         checkpoint_seconds=1e9, **dict(pair.split("=") for pair in setting.split()),
@@ -245,6 +247,7 @@ def run_ours(setting: str, job: argparse.Namespace) -> dict[str, Any]:
         "seconds": [after - before for before, after in pairwise(ends)],
         "losses": [row["loss"] for row in rows],
         "gradient_norms": [row["gradient_norm"] for row in rows],
+        "trained": rows[0]["trained_tokens"],
         "kernels": kernels.name,
         "micro_tokens": demand.micro_tokens,
         "memory": demand.memory,
@@ -262,7 +265,8 @@ def settled(options: Any, model: str, device: torch.device) -> Any:
 
 
 def foretold(setting: str, model: str, card: Any) -> dict[str, Any]:
-    """What the plan says before anything is taken: peak memory and rate."""
+    """What the plan says before anything is taken: memory and rate, or that it does not fit."""
+    from selfchat.core.errors import UsageError
     from selfchat.tune.cards import tokens_per_second
     from selfchat.tune.options import TuneOptions
     from selfchat.tune.plan import memory_bytes, settle
@@ -273,7 +277,10 @@ def foretold(setting: str, model: str, card: Any) -> dict[str, Any]:
     )
     shape = Shape.from_config(configuration(model).to_dict())
     adapters = adapter_parameters(shape, options)
-    demand = settle(options, shape, card and card.free, options.weights, card)
+    try:
+        demand = settle(options, shape, card and card.free, options.weights, card)
+    except UsageError as error:
+        return {"failed": f"by the plan: {error}"}
     told: dict[str, Any] = {"memory_bytes": memory_bytes(shape, adapters, 8, demand)}
     if card:
         mean = sum(length for length, _ in LENGTHS) // len(LENGTHS)
@@ -281,7 +288,7 @@ def foretold(setting: str, model: str, card: Any) -> dict[str, Any]:
         told["tokens_per_second"] = round(
             tokens_per_second(card, shape, adapters, demand.weights, small, mean), 1
         )
-    return told
+    return {"planned": told}
 
 
 # The others
@@ -371,12 +378,17 @@ def run_peer(setting: Setting, job: argparse.Namespace) -> dict[str, Any]:
             peft_config=adapters,
             callbacks=[watch],
         )  # fmt: skip
+        trained = sum(
+            int((batch["labels"][:, 1:] != IGNORED).sum())
+            for batch in trainer.get_train_dataloader()
+        )
         trainer.train()
     ends = watch.ends
     return {
         "seconds": [after - before for before, after in pairwise(ends)],
         "losses": watch.losses,
         "gradient_norms": watch.norms,
+        "trained": trained,
     }
 
 
@@ -423,6 +435,7 @@ def measure(setting: str, ours: bool, options: argparse.Namespace) -> dict[str, 
     return {
         "tokens_per_second": round(runs[0]["tokens"] / seconds, 1),
         "step_seconds": round(seconds, 4),
+        "trained": runs[0]["trained"],
         "first_loss": runs[0]["losses"][0],
         "last_loss": runs[0]["losses"][-1],
         "gradient_norm": runs[0]["gradient_norms"][0],
@@ -441,6 +454,16 @@ def run_one(job: argparse.Namespace) -> None:
         "peak_bytes": peak_bytes(),
     }
     print(json.dumps(found | told))
+
+
+def machine_apart() -> dict[str, Any]:
+    """In a process of its own, which leaves nothing on the card."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--machine"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the card cannot be measured: {done.stderr.strip().splitlines()[-1:]}")
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return told
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -498,6 +521,7 @@ def show(rows: Sequence[dict[str, Any]], model: str, rate: float) -> None:
         row["mfu"] = round(4 * product_weights(model) * row["tokens_per_second"] / rate, 4)
         planned = row.get("planned", {}).get("memory_bytes")
         times = f"{row['times_best_peer']:.2f}" if "times_best_peer" in row else ""
+        times = times if row["loss_agrees"] else "other loss"
         print(
             f"{row['tokens_per_second']:>10,.0f}{row['mfu']:>10.1%}{row['step_seconds']:>10.3f}"
             f"{row['peak_bytes'] / 1e9:>10.2f}{planned / 1e9 if planned else 0:>10.2f}"
@@ -507,12 +531,17 @@ def show(rows: Sequence[dict[str, Any]], model: str, rate: float) -> None:
     print()
 
 
-def compare(rows: Sequence[dict[str, Any]]) -> None:
-    """How many times the best peer's rate each of ours is; of peers whose first loss is ours."""
+def compare(rows: Sequence[dict[str, Any]], model: str) -> None:
+    """How many times the best peer's rate each of ours is.
+
+    Of peers whose first loss is ours, and who train on as many tokens.
+    """
+    wanted = sum(sum(label != IGNORED for label in row["labels"][1:]) for row in dialogues(model))
     done = [row for row in rows if "failed" not in row]
     exact = next((row["first_loss"] for row in done if row["ours"]), None)
     for row in done:
-        row["loss_agrees"] = exact is None or abs(row["first_loss"] - exact) <= 0.02 * exact
+        near = exact is None or abs(row["first_loss"] - exact) <= 0.005 * exact
+        row["loss_agrees"] = near and row["trained"] == wanted
     best = max(
         (r["tokens_per_second"] for r in done if not r["ours"] and r["loss_agrees"]), default=0
     )
@@ -526,9 +555,12 @@ def main() -> None:
     if options.run:
         run_one(options)
         return
+    if options.machine:
+        print(json.dumps(machine(device_here())))
+        return
     device = device_here()
     options.model = options.model or ("7b" if device.type == "cuda" else "tiny")
-    here = machine(device)
+    here = machine_apart()
     print(json.dumps(here, indent=1), flush=True)
     card = None
     if device.type == "cuda":
@@ -545,9 +577,9 @@ def main() -> None:
         print(f"running: {name}", file=sys.stderr, flush=True)
         row = {"name": name, "ours": mine}
         if mine:
-            row["planned"] = foretold(setting, options.model, card)
-        rows.append(row | measure(setting, mine, options))
-    compare(rows)
+            row |= foretold(setting, options.model, card)
+        rows.append(row if "failed" in row else row | measure(setting, mine, options))
+    compare(rows, options.model)
     show(rows, options.model, here.get("bf16") or here["fp32"])
     tokens = sum(len(row["input_ids"]) for row in dialogues(options.model))
     best = max((row.get("tokens_per_second", 0.0) for row in rows if row["ours"]), default=0.0)
@@ -572,6 +604,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--timeout", type=float, default=1800, help="seconds of a process")
     parser.add_argument("--host", action="store_true", help="make the base in the machine's memory")
     parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--machine", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--as-ours", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from selfchat.kernels.best import best_kernels
+from selfchat.kernels.best import best_kernels, has_fp8
 from selfchat.kernels.plain import Bits, Head, Plain, Quantised
 
 Found = dict[str, Tensor]
@@ -139,6 +139,8 @@ def trials(
     matrix, low = draw(2 * width, width), (draw(rows, 8), draw(8, 2 * width))
     wide_slope = draw(rows, 2 * width)
     kinds: tuple[Bits, ...] = ("int8", "fp8")
+    if device.type == "cuda" and not has_fp8(device):
+        kinds = ("int8",)
     for bits in kinds:
 
         def product(each: Plain, bits: Bits = bits) -> Found:

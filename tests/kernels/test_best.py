@@ -10,9 +10,9 @@ import torch
 import interpreter  # noqa: F401 - mends it
 from selfchat.kernels import best
 from selfchat.kernels.best import unlike
+from selfchat.kernels.flash import Flash
 from selfchat.kernels.gpu import Triton
 from selfchat.kernels.native import native
-from selfchat.kernels.plain import Plain
 
 HERE = torch.device("cpu")
 OWN, LIBRARY = Triton((9, 0)).name, Triton((9, 0), library=True).name
@@ -46,7 +46,7 @@ def test_the_fastest_is_taken_unless_a_run_began_with_another(
 
 @pytest.mark.usefixtures("card")
 @pytest.mark.parametrize(
-    ("card", "taken"), [((8, 0), OWN), ((7, 5), Plain.name)], indirect=["card"]
+    ("card", "taken"), [((8, 0), OWN), ((7, 5), Flash.name)], indirect=["card"]
 )
 def test_older_cards_get_what_they_can_do(taken: str) -> None:
     assert best._for_card(HERE, None)[0].name == taken
@@ -61,7 +61,7 @@ def test_a_program_that_is_wrong_here_is_left_out_with_the_reason(
 
     monkeypatch.setattr(Triton, "gated", wrong)
     kernels, lacking = best._for_card(HERE, None)
-    assert kernels.name == Plain.name
+    assert kernels.name == Flash.name
     assert lacking == (
         "the Triton kernels are left out, as the gate fails on this card: ptxas fatal: unknown card"
     )
@@ -72,7 +72,7 @@ def test_without_triton_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "selfchat.kernels.gpu", None)
     kernels, lacking = best._for_card(HERE, None)
     assert (kernels.name, lacking) == (
-        Plain.name,
+        Flash.name,
         "tuning is faster with Triton: pip install triton",
     )
 

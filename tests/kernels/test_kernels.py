@@ -199,7 +199,7 @@ PRODUCTS = [(1, 1, 1), (7, 65, 30), (100, 64, 192), (13, 200, 577), (130, 300, 4
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("rank", [0, 1, 8, 20])
+@pytest.mark.parametrize("rank", [0, 1, 8, 20, 70])
 @pytest.mark.parametrize(("rows", "outputs", "depth"), PRODUCTS)
 def test_an_8_bit_product_is_that_of_the_rounded_numbers(
     multiplier: Plain, bits: Bits, rows: int, outputs: int, depth: int, rank: int
@@ -257,7 +257,7 @@ def test_an_8_bit_product_gives_the_numbers_that_are_asked_for(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("narrow", "wide"), [(1, 0), (0, 3), (8, 8), (24, 17)])
+@pytest.mark.parametrize(("narrow", "wide"), [(1, 0), (0, 3), (8, 8), (24, 17), (90, 70)])
 @pytest.mark.parametrize(("rows", "depth"), [(1, 1), (7, 30), (65, 64), (301, 577)])
 def test_reading_rows_forms_the_products_that_are_asked_for(
     kernels: Plain, rows: int, depth: int, narrow: int, wide: int, dtype: torch.dtype
@@ -276,6 +276,18 @@ def test_reading_rows_forms_the_products_that_are_asked_for(
     assert with_bytes.quantised is not None
     if with_bytes.low is not None and read.low is not None:
         assert torch.equal(with_bytes.low, read.low)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_number_that_is_none_stays_to_be_seen(multiplier: Plain, bits: Bits) -> None:
+    """A run that goes astray is stopped for it, so rounding must not hide it."""
+    x = draw(3, 50)
+    x[1, 7] = float("nan")
+    if multiplier.name == "native" and bits == "int8":
+        pytest.skip("the native int8 product is tested with the run that goes astray")
+    weight = multiplier.eight_bit_weight(draw(4, 50, seed=1), bits)
+    found = multiplier.eight_bit_product(eight_bits(multiplier, x, bits), weight)
+    assert found.isnan().all(1).tolist() == [False, True, False]
 
 
 @pytest.mark.parametrize("bits", BITS)

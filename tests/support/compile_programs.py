@@ -92,7 +92,8 @@ def compile_all(kernels: Triton) -> None:
     q, turn = x.view(tokens, heads, -1), torch.empty(tokens, hidden // heads)
     kernels.rotate(q, turn, turn)
     starts = torch.tensor([0, 300, 1000, tokens])
-    for heads_of in (q, q.float(), x.view(tokens, 16, -1)):  # the second while models are probed
+    wide = x.view(tokens, 16, -1)
+    for heads_of in (q, q.float(), wide, wide.float()):  # those of fp32 while models are probed
         out, log_sums = kernels.attention(heads_of, heads_of, heads_of, starts, Head(0.1))
         kernels.attention_backward(
             out, heads_of, heads_of, heads_of, out, log_sums, starts, Head(0.1)
@@ -103,7 +104,9 @@ def compile_all(kernels: Triton) -> None:
     kernels.read(x, down, None, dropout)
     kernels.read(x, down, across, None, "int8", weight)
     kernels.read(x.float(), down, across, None, "int8", weight)
+    kernels.read(x, torch.empty(64, hidden), torch.empty(tokens, 64), None, "int8", weight)
     kernels.add_dropped(x, (torch.empty(tokens, 24), down), dropout)
+    kernels.add_dropped(x, (torch.empty(tokens, 64), torch.empty(64, hidden)), dropout)
     kinds: list[Bits] = ["int8", "fp8"] if kernels.capability >= (8, 9) else ["int8"]
     for bits in kinds:
         held = kernels.eight_bit_weight(torch.empty(512, hidden, dtype=bf16), bits)
@@ -114,7 +117,7 @@ def compile_all(kernels: Triton) -> None:
         kernels.eight_bit_product(rows, held, weight[:512], low, dtype=bf16)
         back = kernels.read(x[:, :512].contiguous(), bits=bits, columns=weight[:512]).quantised
         assert back is not None
-        low = torch.empty(tokens, 8), torch.empty(8, hidden)
+        low = torch.empty(tokens, 64), torch.empty(64, hidden)
         kernels.eight_bit_product(back, kernels.turned(held), None, low, into=x)
         kernels.read(torch.empty(64, inner, dtype=bf16), bits=bits)
 

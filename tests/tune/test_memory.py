@@ -107,7 +107,7 @@ def few_logits(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     ("sizes", "rank"),
     [
         ((256, 688, 4, 4, 4), 8), ((256, 688, 8, 4, 4), 8), ((512, 1408, 3, 8, 2), 8),
-        ((384, 1024, 3, 6, 6), 32),
+        ((384, 1024, 3, 6, 6), 32), ((512, 1408, 3, 8, 8), 64),
     ],
 )  # fmt: skip
 def test_a_pass_allocates_what_the_plan_says(

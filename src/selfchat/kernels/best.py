@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,8 +100,7 @@ def _trials(
     rows, width, heads, size, rank = 300, 320, 4, 64, 8
     starts = torch.tensor([0, 130, 131, rows])
     x, slope, weight = draw(rows, width), draw(rows, width), draw(width, dtype=torch.float32)
-    q, d = draw(rows, heads, size), draw(rows, heads, size)
-    k, v = draw(rows, heads // 2, size), draw(rows, heads // 2, size)
+    q = draw(rows, heads, size)
     turn = draw(rows, size, dtype=torch.float32)
     down, across = draw(rank, width, dtype=torch.float32), draw(rows, rank, dtype=torch.float32)
     dropout = Dropout(torch.arange(rows, device=device) * 7919, 0.3)
@@ -119,9 +118,16 @@ def _trials(
         return each.rotate(q, turn, turn), each.rotate(q, turn, turn, backward=True)
 
     def attention(each: Plain) -> tuple[Tensor, ...]:
-        head = Head(size**-0.5)
-        out, log_sums = each.attention(q, k, v, starts, head)
-        return out, *each.attention_backward(d, q, k, v, out, log_sums, starts, head)
+        return tuple(part for case in cases for part in _attended(each, case, starts))
+
+    cases = [
+        _Case([draw(rows, count, wide_head, dtype=kind) for count in (heads, 2, 2, heads)], head)
+        for wide_head, kind, head in (
+            (size, torch.bfloat16, Head(size**-0.5)),
+            (128, torch.bfloat16, Head(0.1, window=50)),
+            (128, torch.float32, Head(0.1)),
+        )
+    ]
 
     def loss(each: Plain) -> tuple[Tensor, ...]:
         slopes = logits.clone()
@@ -140,6 +146,7 @@ def _trials(
     )  # fmt: skip
     matrix, bias = draw(3 * width, width), draw(3 * width, dtype=torch.float32)
     wide, up = draw(rows, 3 * width), draw(rank, 3 * width, dtype=torch.float32)
+    down_wide = draw(rank, 3 * width, dtype=torch.float32)
     for kind in bits:
 
         def products(each: Plain, kind: Bits = kind) -> tuple[Tensor, ...]:
@@ -153,9 +160,26 @@ def _trials(
                 _rows(each, wide, kind, held.scales.flatten()), each.turned(held), None,
                 (across, down), into=x.clone(),
             )  # fmt: skip
-            return y, back
+            read = each.read(wide, down_wide, across, None, kind, held.scales.flatten())
+            assert read.quantised is not None
+            assert read.low is not None
+            again = each.eight_bit_product(read.quantised, each.turned(held), dtype=x.dtype)
+            return y, back, again, read.low
 
         yield f"the {kind} product", products
+
+
+class _Case(NamedTuple):
+    """Queries, keys, values and a slope, and how attention weighs."""
+
+    tensors: list[Tensor]
+    head: Head
+
+
+def _attended(kernels: Plain, case: _Case, starts: Tensor) -> tuple[Tensor, ...]:
+    q, k, v, slope = case.tensors
+    out, log_sums = kernels.attention(q, k, v, starts, case.head)
+    return out, *kernels.attention_backward(slope, q, k, v, out, log_sums, starts, case.head)
 
 
 def _rows(kernels: Plain, x: Tensor, bits: Bits, columns: Tensor | None = None) -> Quantised:

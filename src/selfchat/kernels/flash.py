@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selfchat.kernels.plain import Head, Plain
+from selfchat.kernels.plain import ON_CARDS, Head, Plain
 
 
 class Flash(Plain):
@@ -17,6 +17,7 @@ class Flash(Plain):
     """
 
     name = "plain, torch's attention"
+    schemes = ON_CARDS
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, head: Head
@@ -44,7 +45,7 @@ class Flash(Plain):
 
 
 def _suits(q: Tensor) -> bool:
-    return q.dtype is torch.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return q.is_cuda and q.dtype is torch.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _sequences(starts: Tensor, device: torch.device) -> tuple[Tensor, Tensor, int, int]:

@@ -6,16 +6,17 @@ card and one version of Triton.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.errors import TritonError
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from selfchat.kernels import programs
 from selfchat.kernels.plain import (
+    ON_CARDS,
     Activation,
     Bits,
     Dropout,
@@ -31,7 +32,8 @@ _ALIGNED = 16  # numbers: rows in 8 bits begin at multiples of 16 bytes, as the 
 _FLAT = 1024  # numbers of a program that goes through all of them
 _TILE = 4096  # numbers that a program holds of several short rows
 _THIN_ROWS = 64
-_GROUP = 128  # numbers of int8 that share a scale, and the depth of a tile
+_GROUP = ON_CARDS["int8"].group  # and the depth of a tile
+_THIN = 64  # the widest matrix that a program takes along; wider ones are products of their own
 
 
 class _Tiles(NamedTuple):
@@ -60,10 +62,7 @@ class Triton(Plain):
             is then a product of its own.
     """
 
-    schemes: Mapping[Bits, Scheme] = {
-        "int8": Scheme(torch.int8, _GROUP, 0),
-        "fp8": Scheme(torch.float8_e4m3fn, 0, 0),
-    }
+    schemes = ON_CARDS
 
     def __init__(self, capability: tuple[int, int], library: bool = False) -> None:
         self.capability, self._library = capability, library
@@ -133,7 +132,7 @@ class Triton(Plain):
         tokens, heads, size = q.shape
         out = torch.empty_like(q)
         log_sums = q.new_empty((heads, tokens), dtype=torch.float32)
-        block, keys = (128, 64) if _is_small(q) else (32, 32)
+        block, keys = (128, 64) if _is_small(q) else (_narrow(q), _narrow(q))
         table = self._table(starts, block, q.device)
         self._launch(
             programs.attention, (len(table), heads), q, k, v, out, log_sums, table, tokens, heads,
@@ -150,7 +149,7 @@ class Triton(Plain):
         tokens, heads, size = q.shape
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         dots = torch.empty_like(log_sums)
-        block = 64 if _is_small(q) else 32
+        block = 64 if _is_small(q) else _narrow(q)
         table = self._table(starts, block, q.device)
         sizes = (tokens, heads, k.shape[1], float(head.scale), head.window)
         fixed = {"SIZE": size, "SIZE_P": max(16, _power(size)), "BLOCK": block}
@@ -186,6 +185,9 @@ class Triton(Plain):
         if down is None and across is None:
             held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
             return Read(held, None, None)
+        if max(0 if down is None else len(down), 0 if across is None else across.shape[1]) > _THIN:
+            held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
+            return super().read(x, down, across, dropout)._replace(quantised=held)
         if bits is None or self.schemes[bits].group:  # then they are held on the way
             return self._products(x, down, across, dropout, bits, columns)
         held = self._quantised(x, bits, 0, columns)
@@ -248,6 +250,9 @@ class Triton(Plain):
 
     def add_dropped(self, y: Tensor, low: tuple[Tensor, Tensor], dropout: Dropout) -> None:
         assert y.is_contiguous(), "it is added to in place"
+        if len(low[1]) > _THIN:
+            super().add_dropped(y, low, dropout)
+            return
         (rows, width), (u, b) = y.shape, _low(low, y.dtype)
         grid = (-(-rows // 64), -(-width // 128))
         self._launch(
@@ -278,6 +283,9 @@ class Triton(Plain):
     ) -> Tensor:
         if self._library and weight.bits == "fp8" and weight.outputs % _ALIGNED == 0:
             return _library_product(rows, weight, bias, low, into, dtype)
+        if low is not None and len(low[1]) > _THIN:
+            y = self.eight_bit_product(rows, weight, bias, None, into, dtype)
+            return y.addmm_(*(part.to(y.dtype) for part in low))
         count, stride = rows.values.shape
         y = rows.values.new_empty((count, weight.outputs), dtype=dtype) if into is None else into
         assert y.is_contiguous(), "rows are written"
@@ -335,7 +343,11 @@ class Triton(Plain):
             else each
             for each in arguments
         ]
-        program[grid](*told, **fixed, enable_fp_fusion=True)
+        try:
+            program[grid](*told, **fixed, enable_fp_fusion=True)
+        except TritonError as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RuntimeError(f"{program.__name__} cannot run on this card: {first}") from error
 
 
 def _library_product(
@@ -365,6 +377,10 @@ def _library_product(
 def _is_small(q: Tensor) -> bool:
     """Whether heads leave room for wide tiles in every card's shared memory."""
     return q.dtype is not torch.float32 and q.shape[-1] <= 128
+
+
+def _narrow(q: Tensor) -> int:
+    return 16 if q.dtype is torch.float32 and q.shape[-1] > 128 else 32
 
 
 def _power(number: int) -> int:

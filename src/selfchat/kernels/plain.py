@@ -101,6 +101,12 @@ class EightBitWeight(NamedTuple):
     bits: Bits
 
 
+ON_CARDS: Mapping[Bits, Scheme] = {
+    "int8": Scheme(torch.int8, 128, 0),
+    "fp8": Scheme(torch.float8_e4m3fn, 0, 0),
+}
+
+
 class Plain:
     """The kernels in torch operations."""
 

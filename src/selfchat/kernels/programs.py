@@ -155,6 +155,13 @@ def cross_entropy(logits, targets, losses, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _largest(x):
+    """Of each row, the largest magnitude; no number where the row holds one that is none."""
+    odd = tl.max((x != x).to(tl.int32), 1)
+    return tl.where(odd > 0, float("nan"), tl.max(tl.abs(x), 1))
+
+
+@triton.jit
 def _in_8_bits(x, most, kind, INT: tl.constexpr, HIGHEST: tl.constexpr):
     """Rows x of fp32 numbers whose largest magnitudes are `most`."""
     inverse = tl.where(most > 0, HIGHEST / most, 0.0)
@@ -180,7 +187,7 @@ def quantise(
     part = tl.load(x + row * depth + at, mask=there, other=0.0).to(tl.float32)
     if COLUMNS:
         part *= tl.load(columns + at, mask=there, other=0.0)
-    most = tl.max(tl.abs(part), 1)
+    most = _largest(part)
     found = _in_8_bits(part, most, values.dtype.element_ty, INT, HIGHEST)
     tl.store(values + row * stride + at, found, mask=mine & (at < stride))
     tl.store(scales + row * groups + group, most / HIGHEST, mask=group < groups)
@@ -220,7 +227,7 @@ def read_rows(
             part_wide = part.to(tl.float32)
             if COLUMNS:
                 part_wide *= tl.load(columns + at, mask=at < depth, other=0.0)[None, :]
-            most = tl.max(tl.abs(part_wide), 1)
+            most = _largest(part_wide)
             held = _in_8_bits(part_wide, most, values.dtype.element_ty, INT, HIGHEST)
             inside = row_there[:, None] & (at < stride)[None, :]
             tl.store(values + row[:, None] * stride + at[None, :], held, mask=inside)

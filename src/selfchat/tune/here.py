@@ -65,6 +65,7 @@ def copy_rate(device: Any) -> float:
 
     from selfchat.kernels.best import median_seconds
 
-    there = torch.empty(_COPIED, dtype=torch.uint8, device=device)
+    size = min(_COPIED, torch.cuda.mem_get_info(device)[0] // 4)
+    there = torch.empty(size, dtype=torch.uint8, device=device)
     other = torch.empty_like(there)
-    return 2 * _COPIED / median_seconds(lambda: other.copy_(there))
+    return 2 * size / median_seconds(lambda: other.copy_(there))

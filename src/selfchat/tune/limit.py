@@ -25,7 +25,17 @@ _SECONDS = 0.05  # that each shape is measured for
 
 
 def limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> float:
-    """Tokens a second of bare products on dialogues like these, on the model's device."""
+    """Tokens a second of bare products on dialogues like these, on the model's device.
+
+    0 where they cannot be measured, for instance because the model leaves no memory for it.
+    """
+    try:
+        return _limit_rate(model, weights, examples)
+    except (RuntimeError, MemoryError):
+        return 0.0
+
+
+def _limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> float:
     device = next(model.parameters()).device
     dense = torch.bfloat16 if weights in ("bf16", "nf4") else torch.float32
     if device.type == "cuda" and weights != "fp32":
@@ -54,7 +64,9 @@ def _both_products(outputs: int, depth: int, dtype: torch.dtype, device: torch.d
 
 
 def _seconds(outputs: int, depth: int, dtype: torch.dtype, device: torch.device) -> float:
-    most = 2**25 if device.type == "cpu" else 2**30  # numbers of a result
+    if device.type == "cuda" and dtype.itemsize == 1 and (outputs % 16 or depth % 16):
+        dtype = torch.bfloat16  # torch multiplies no such shapes in 8 bits
+    most = 2**25 if device.type == "cpu" else 2**27  # numbers of a result
     rows = min(_ROWS[device.type], max(16, most // outputs))
     x, weight = _filled(rows, depth, dtype, device), _filled(outputs, depth, dtype, device).T
     if dtype is torch.int8:
@@ -90,8 +102,8 @@ def _attention_seconds(
 
 
 def _filled(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    numbers = torch.arange(rows * columns, device=device) % 251 - 125
-    return numbers.float().to(dtype).view(rows, columns)
+    row = torch.arange(columns, device=device) % 251 - 125
+    return row.float().to(dtype).expand(rows, columns).contiguous()
 
 
 def _fastest(work: Callable[[], Any], device: torch.device) -> float:

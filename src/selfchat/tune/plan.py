@@ -18,9 +18,9 @@ PAPERS_CARD = "A100"  # the paper, section 5
 # little memory one.
 _BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 2.0, "fp8": 2.0, "nf4": 0.52}
 _ADAPTER_BYTES = 40  # value, gradient, two of Adam's, and the three that are kept, old and new
-_USED = 0.92  # of the free memory, which is never without gaps
+_USED = 0.88  # of the free memory, which is never without gaps
 _TOKENS = (32768, 24576, 16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 512)
-_LEAST_AT_ONCE = 2048
+_LEAST_AT_ONCE = 2048  # with fewer tokens a card idles: computing layers twice is faster
 _PROCESSOR, _ON_A_PROCESSOR = "a processor", 2048  # tokens at once
 _LOGITS = {"cpu": 7_100_000, "cuda": 67_000_000}  # of `models.likelihood`, which needs torch
 
@@ -32,11 +32,6 @@ class Demand(NamedTuple):
     memory: Memory
     micro_tokens: int
     on_card: bool
-
-    @property
-    def fills_a_card(self) -> bool:
-        """With fewer tokens at once a card idles, and computing layers twice is faster."""
-        return self.micro_tokens >= _LEAST_AT_ONCE
 
 
 class TunePlan(Record):
@@ -142,7 +137,10 @@ def settle(
     tokens = (options.micro_tokens,) if options.micro_tokens else _enough(options)
     demands = [Demand(weights, memory, count, True) for memory in memories for count in tokens]
     if options.memory == "auto" and not options.micro_tokens:
-        demands = [each for each in demands if each.memory == "small" or each.fills_a_card]
+        enough = min(_LEAST_AT_ONCE, tokens[0])
+        demands = [
+            each for each in demands if each.memory == "small" or each.micro_tokens >= enough
+        ]
     for demand in demands:
         if memory_bytes(shape, adapters, options.rank, demand) <= _USED * free:
             return demand
@@ -163,6 +161,8 @@ def _enough(options: TuneOptions) -> tuple[int, ...]:
 def _narrower(demand: Demand) -> str:
     if demand.memory == "large":
         return 'set tune.memory = "small"'
+    if demand.weights in ("fp32", "bf16"):
+        return 'set tune.weights = "int8", or take a smaller base'
     if demand.weights == "nf4":
         return "shorten tune.max_length, or take a smaller base"
     return 'set tune.weights = "nf4", or take a smaller base'
@@ -183,6 +183,7 @@ def memory_bytes(shape: Shape, adapters: int, rank: int, demand: Demand) -> int:
     layer = width * (4 * hidden + 2 * queries + 2 * keys + 3 * inner)
     layer += 8 * shape.head_dim + 4 * shape.num_attention_heads + 8 + 7 * rank * width
     meanwhile = 2 * width * (hidden + inner) + 4 * shape.head_dim
+    meanwhile += max(0, rank - 32) * inner // 8  # sums of thin products, block by block
     embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
     held = shape.linear_parameters * _BYTES[demand.weights] + embeddings
     kept = shape.num_hidden_layers * layer

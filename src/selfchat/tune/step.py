@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +17,8 @@ from selfchat.core.files import content_hash, read_records, write_json
 from selfchat.core.progress import Progress, Quiet
 from selfchat.core.records import Dialogue, Record, stable_id
 from selfchat.core.rundir import versions
-from selfchat.kernels.best import best_kernels
+from selfchat.kernels.best import best_kernels, has_fp8
+from selfchat.kernels.flash import Flash
 from selfchat.kernels.native import must_compile
 from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import save_adapter
@@ -72,7 +75,9 @@ class Tuned(Record):
     tokens_trained: int
     seconds: float
     tokens_per_second: float
-    limit_tokens_per_second: float  # of bare matrix products at these shapes, measured here
+    limit_tokens_per_second: (
+        float  # of bare products at these shapes, measured here; 0: they failed
+    )
     share_of_limit: float
     peak_memory_bytes: int
     joules: float
@@ -148,15 +153,18 @@ def _tune(
         examples = _read(options, corpus)
         this_run = fingerprint(options, corpus)
         checkpoint = _checkpoint(out, this_run, progress, must_resume)
-        kernels = _kernels(device, checkpoint, progress)
+        kernels = _kernels(device, checkpoint, progress, options.sharded)
         if checkpoint is None and options.weights == "auto":
             timed = time_weights(options.base, device, lora, kernels)
     with workers.together():
         _refuse_differences(this_run, checkpoint, out, workers)
     timed = workers.gathered(timed)[0]
+    if (name := workers.gathered(kernels.name)[0]) != kernels.name:
+        kernels, _ = best_kernels(device, name)
     start = _start(options, checkpoint, kernels, timed, workers)
     with workers.together():
-        demand = _demand(options, start.weights, device)
+        demand = _demand(options, start.weights, timed, device)
+        start = start.model_copy(update={"weights": demand.weights})
         options = options.model_copy(
             update={"memory": demand.memory, "micro_tokens": demand.micro_tokens}
         )
@@ -178,12 +186,13 @@ def _tune(
                 save_adapter(tuned.model, lora, base, out)
             raise
         energy_method = meter.read().method
+    if workers.leads:
+        save_adapter(tuned.model, lora, base, out)
     limit = limit_rate(tuned.model, start.weights, examples.train.kept) * workers.count
     receipt = _receipt(
         options, examples, tuned, trained, device, workers, timed, limit, energy_method
     )
     if workers.leads:
-        save_adapter(tuned.model, lora, base, out)
         write_json(out / "receipt.json", receipt.model_dump())
         write_json(
             out / "manifest.json",
@@ -241,12 +250,16 @@ def _checkpoint(
     return found
 
 
-def _kernels(device: torch.device, checkpoint: Checkpoint | None, progress: Progress) -> Plain:
+def _kernels(
+    device: torch.device, checkpoint: Checkpoint | None, progress: Progress, sharded: bool
+) -> Plain:
     """Those of the checkpoint, or the fastest that there are here."""
     if device.type == "cuda":
         progress.say("tune: trying the kernels on this card; the first time they are compiled")
     elif must_compile():
         progress.say("tune: compiling the kernels for this processor, once")
+    if sharded and device.type == "cuda":
+        return Flash()  # what is shared out is made in the machine's memory, where Triton is not
     kernels, lacking = best_kernels(device, checkpoint and checkpoint.at.kernels)
     if lacking:
         progress.say(f"tune: {lacking}")
@@ -292,16 +305,34 @@ def _start(
     return Progressed(weights=weights, **here)
 
 
-def _demand(options: TuneOptions, weights: Weights, device: torch.device) -> Demand:
-    """What is left open about memory, by what is free on the device."""
-    if device.type == "cpu":
+def _demand(
+    options: TuneOptions, weights: Weights, timed: dict[Weights, float], device: torch.device
+) -> Demand:
+    """What is left open about memory, by what is free on the device.
+
+    Of the kinds of numbers that were timed, the next best is taken where the best does not fit.
+
+    Raises:
+        UsageError: nothing fits, or the card has no such numbers.
+    """
+    if weights == "fp8" and device.type == "cuda" and not has_fp8(device):
+        raise UsageError('this card has no fp8 (compute capability 8.9): set tune.weights = "int8"')
+    if device.type == "cpu" or options.sharded:
         return settle(options, None, None, weights)
     try:
         shape = Shape.from_config(load_config(options.base).get_text_config().to_dict())
     except KeyError:  # of another family, which may still do
         return settle(options, None, None, weights)
+    gc.collect()  # layers that were timed
     torch.cuda.empty_cache()
-    return settle(options, shape, torch.cuda.mem_get_info(device)[0], weights)
+    free = torch.cuda.mem_get_info(device)[0]
+    others = {kind: rate for kind, rate in timed.items() if kind != weights}
+    while others:
+        with suppress(UsageError):
+            return settle(options, shape, free, weights)
+        weights = best_weights(others)
+        del others[weights]
+    return settle(options, shape, free, weights)
 
 
 def _tuned_model(
@@ -397,7 +428,7 @@ def _receipt(
         seconds=round(at.seconds, 2),
         tokens_per_second=round(rate, 1),
         limit_tokens_per_second=round(limit, 1),
-        share_of_limit=round(rate / limit, 4),
+        share_of_limit=round(rate / limit, 4) if limit else 0.0,
         peak_memory_bytes=peak_memory_bytes(device),
         joules=round(at.joules, 1),
         energy_method=energy_method,

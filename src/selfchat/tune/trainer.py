@@ -145,6 +145,8 @@ class Trainer:
         self._refuse_divergence(at, loss, norm, progress)
         rate = self._learning_rate(at.step)
         self._adapters.step(rate)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()  # so that the time of a step is its own
         took = time.monotonic() - began
         seconds = at.seconds + took
         done = at.model_copy(
