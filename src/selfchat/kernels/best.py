@@ -97,8 +97,8 @@ def _trials(
     def draw(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    rows, width, heads, size, rank = 300, 320, 4, 64, 8
-    starts = torch.tensor([0, 130, 131, rows])
+    rows, width, heads, size, rank = 140, 320, 4, 64, 8
+    starts = torch.tensor([0, 70, 71, rows])
     x, slope, weight = draw(rows, width), draw(rows, width), draw(width, dtype=torch.float32)
     q = draw(rows, heads, size)
     turn = draw(rows, size, dtype=torch.float32)

@@ -183,7 +183,7 @@ def memory_bytes(shape: Shape, adapters: int, rank: int, demand: Demand) -> int:
     layer = width * (4 * hidden + 2 * queries + 2 * keys + 3 * inner)
     layer += 8 * shape.head_dim + 4 * shape.num_attention_heads + 8 + 7 * rank * width
     meanwhile = 2 * width * (hidden + inner) + 4 * shape.head_dim
-    meanwhile += max(0, rank - 32) * inner // 8  # sums of thin products, block by block
+    meanwhile += max(0, rank - 32) * inner // 16  # sums of thin products, block by block
     embeddings = shape.head_parameters * (1 if shape.tied else 2) * width
     held = shape.linear_parameters * _BYTES[demand.weights] + embeddings
     kept = shape.num_hidden_layers * layer
