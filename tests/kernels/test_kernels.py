@@ -283,8 +283,6 @@ def test_a_number_that_is_none_stays_to_be_seen(multiplier: Plain, bits: Bits) -
     """A run that goes astray is stopped for it, so rounding must not hide it."""
     x = draw(3, 50)
     x[1, 7] = float("nan")
-    if multiplier.name == "native" and bits == "int8":
-        pytest.skip("the native int8 product is tested with the run that goes astray")
     weight = multiplier.eight_bit_weight(draw(4, 50, seed=1), bits)
     found = multiplier.eight_bit_product(eight_bits(multiplier, x, bits), weight)
     assert found.isnan().all(1).tolist() == [False, True, False]

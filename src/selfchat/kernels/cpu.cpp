@@ -529,16 +529,24 @@ void rotate_rows(const T* x, const float* cos, const float* sin, long rows, long
 
 constexpr long PANEL = 64;
 
-// One row x (depth) in 8 bits.
+// One row x (depth) in 8 bits; the scale of a group that holds what is no number is none either.
 void quantise_row(const float* x, long depth, long stride, long group, uint8_t* q, float* scales) {
   for (long j = depth; j < stride; j++) q[j] = 128;
   for (long from = 0; from < depth; from += group) {
     const long to = std::min(depth, from + group);
-    v16 found = {};
+    v16 found = {}, none = {};  // none: zeros, of finite numbers
     long j = from;
-    for (; j + W <= to; j += W) found = max(found, magnitude(load(x + j)));
-    float most = largest(found);
-    for (; j < to; j++) most = std::max(most, std::fabs(x[j]));
+    for (; j + W <= to; j += W) {
+      const v16 here = load(x + j);
+      found = max(found, magnitude(here));
+      none = none + here * 0.0f;
+    }
+    float most = largest(found), odd = sum(none);
+    for (; j < to; j++) {
+      most = std::max(most, std::fabs(x[j]));
+      odd += x[j] * 0.0f;
+    }
+    most += odd;
     *scales++ = most / 127.0f;
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
     const float magic = 12582912.0f + 128.0f;

@@ -49,7 +49,7 @@ class TunePlan(Record):
     card: str
 
     def text(self) -> str:
-        rate = f"rate unknown on {self.card}"
+        rate = f"unknown on {self.card}"
         if self.tokens_per_second:
             rate = f"{self.tokens_per_second:,.0f} tokens/s reckoned for one {self.card}"
         means = " and layers computed twice" if self.memory == "small" else ""
