@@ -96,7 +96,7 @@ def test_little_memory_is_no_more_than_that_of_the_original_code(
 
 def test_as_many_tokens_at_once_as_fit_are_taken() -> None:
     roomy, tight = (planned(LLAMA, gpu=gpu) for gpu in ("H200", "RTX4090"))
-    assert (roomy.memory, roomy.weights) == ("large", "int8")
+    assert (roomy.memory, roomy.weights) == ("large", "fp8")
     assert roomy.micro_tokens > 16_384
     assert roomy.memory_bytes < 150e9
     assert (tight.memory, tight.weights) == ("small", "int8")  # rather than a thousand at once

@@ -32,7 +32,7 @@ _ALIGNED = 16  # numbers: rows in 8 bits begin at multiples of 16 bytes, as the 
 _FLAT = 1024  # numbers of a program that goes through all of them
 _TILE = 4096  # numbers that a program holds of several short rows
 _THIN_ROWS = 64
-_GROUP = ON_CARDS["int8"].group  # and the depth of a tile
+_GROUP = ON_CARDS["int8"].group  # and the depth of a tile of int8
 _THIN = 64  # the widest matrix that a program takes along; wider ones are products of their own
 
 
@@ -311,14 +311,15 @@ class Triton(Plain):
 
     def _tiles(self, grouped: bool, exact: bool, count: int) -> _Tiles:
         """A group of int8 is as deep as a tile."""
+        depth = _GROUP if grouped else 128
         if count <= 64:
-            return _Tiles(64, 64, _GROUP, 4, 3)
+            return _Tiles(64, 64, depth, 4, 3)
         roomy = self.capability in ((8, 0), (9, 0), (10, 0), (10, 3))  # shared memory
         if not roomy:
-            return _Tiles(128, 64, _GROUP, 4, 3)
+            return _Tiles(128, 64, depth, 4, 3)
         if grouped or exact:
-            return _Tiles(128, 128, _GROUP, 8, 3)
-        return _Tiles(128, 256, _GROUP, 8, 3)
+            return _Tiles(128, 128, depth, 8, 3)
+        return _Tiles(128, 256, depth, 8, 3)
 
     def _table(self, starts: Tensor, block: int, device: torch.device) -> Tensor:
         """(first token, length, place) of each block of each sequence, int32; all layers use it."""

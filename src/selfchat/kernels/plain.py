@@ -102,7 +102,7 @@ class EightBitWeight(NamedTuple):
 
 
 ON_CARDS: Mapping[Bits, Scheme] = {
-    "int8": Scheme(torch.int8, 128, 0),
+    "int8": Scheme(torch.int8, 64, 0),
     "fp8": Scheme(torch.float8_e4m3fn, 0, 0),
 }
 
