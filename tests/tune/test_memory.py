@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import interpreter  # noqa: F401 - there is Triton
 from ledger import Ledger
 from selfchat.core.progress import Quiet
+from selfchat.kernels.flash import Flash
 from selfchat.kernels.gpu import Triton
-from selfchat.kernels.plain import Plain
 from selfchat.models import likelihood
 from selfchat.models.frozen import EightBitLinear
 from selfchat.models.lora import LoraConfig
@@ -32,12 +32,6 @@ from tuning import options_for
 CPU = torch.device("cpu")
 
 
-class Twin(Plain):
-    """Rounds as graphics cards do."""
-
-    schemes = Triton.schemes
-
-
 class Blank(Triton):
     """Takes all the memory that the kernels for cards take, and computes nothing."""
 
@@ -45,9 +39,13 @@ class Blank(Triton):
         pass
 
 
+def test_the_plan_counts_as_many_logits_as_exist() -> None:
+    assert planning._LOGITS == likelihood.LOGITS
+
+
 @pytest.fixture
 def as_on_cards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step, "best_kernels", lambda *which: (Twin(), ""))
+    monkeypatch.setattr(step, "best_kernels", lambda *which: (Flash(), ""))
 
 
 @pytest.mark.usefixtures("as_on_cards")
@@ -88,7 +86,7 @@ def _model(
         eos_token_id=None,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(torch.bfloat16).requires_grad_(False).eval()
-    kernels = Twin()
+    kernels = Flash()
     tuned = prepared(model, weights, CPU, LoraConfig(rank=rank), 0, kernels, memory)
     return tuned, Shape.from_config(config.to_dict())
 

@@ -46,21 +46,17 @@ def has_fp8(device: torch.device) -> bool:
 
 
 def _for_card(device: torch.device, wanted: str | None) -> tuple[Plain, str]:
-    flash = Flash()
-    stock = Plain() if unlike(flash, device, ()) else flash
-    if wanted == Flash.name:
-        return stock, ""
     capability = torch.cuda.get_device_capability(device)
-    if capability < _TRITON_FROM:
-        return stock, ""
+    if wanted == Flash.name or capability < _TRITON_FROM:
+        return _stock(device), ""
     try:
         from selfchat.kernels.gpu import Triton
     except ImportError:
-        return stock, "tuning is faster with Triton: pip install triton"
+        return _stock(device), "tuning is faster with Triton: pip install triton"
     bits: tuple[Bits, ...] = ("int8", "fp8") if has_fp8(device) else ("int8",)
     own = Triton(capability)
     if why := unlike(own, device, bits):
-        return stock, f"the Triton kernels are left out, as {why}"
+        return _stock(device), f"the Triton kernels are left out, as {why}"
     if "fp8" not in bits or wanted == own.name:
         return own, ""
     library = Triton(capability, library=True)
@@ -69,6 +65,11 @@ def _for_card(device: torch.device, wanted: str | None) -> tuple[Plain, str]:
     if wanted == library.name:
         return library, ""
     return min((own, library), key=lambda each: _product_seconds(each, device)), ""
+
+
+def _stock(device: torch.device) -> Plain:
+    """What torch alone offers on a card."""
+    return Plain() if unlike(Flash(), device, ()) else Flash()
 
 
 def unlike(kernels: Plain, device: torch.device, bits: tuple[Bits, ...]) -> str:

@@ -111,10 +111,7 @@ class Plain:
     """The kernels in torch operations."""
 
     name = "plain"
-    schemes: Mapping[Bits, Scheme] = {
-        "int8": Scheme(torch.int8, 64, 64),
-        "fp8": Scheme(torch.float8_e4m3fn, 0, 0),
-    }
+    schemes: Mapping[Bits, Scheme] = {**ON_CARDS, "int8": Scheme(torch.int8, 64, 64)}
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """`x weight / rms(x)` and 1 / rms (tokens); weight is fp32."""

@@ -1,4 +1,4 @@
-"""The tuner's inner loops as Triton programs, for graphics cards; `triton.py` launches them.
+"""The tuner's inner loops as Triton programs, for graphics cards; `gpu.py` launches them.
 
 What each computes is said in `plain.py`. Tensors are rows that lie one behind another; the names of
 `tl.constexpr` parameters are in capitals, and those that end in `_P` are powers of two.

@@ -174,7 +174,8 @@ def memory_bytes(shape: Shape, adapters: int, rank: int, demand: Demand) -> int:
     A decoder layer keeps for its gradient the residual and its norm, twice, queries, keys, values
     and attention's result, and three intermediate vectors, at the width of the numbers between the
     products; its angles in fp32, sums, and the narrow products. With little memory it keeps the
-    residual, and the rest exists for one layer at a time.
+    residual, and the rest exists for one layer at a time; of weights in 8 bits one copy, but for
+    int8 on a processor, whose two copies hold different numbers.
     """
     width = 4 if demand.weights == "fp32" else 2
     hidden, inner = shape.hidden_size, shape.intermediate_size
@@ -189,7 +190,7 @@ def memory_bytes(shape: Shape, adapters: int, rank: int, demand: Demand) -> int:
     kept = shape.num_hidden_layers * layer
     if demand.memory == "small":
         kept = shape.num_hidden_layers * width * hidden + layer
-        if demand.weights in ("int8", "fp8"):
+        if demand.weights == "fp8" or (demand.weights == "int8" and demand.on_card):
             held -= shape.linear_parameters - inner * hidden  # one of them is turned at a time
     head = _LOGITS["cuda" if demand.on_card else "cpu"] * (4 + 2 * width)
     return int(held + _ADAPTER_BYTES * adapters + demand.micro_tokens * (kept + meanwhile) + head)

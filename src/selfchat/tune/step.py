@@ -75,9 +75,7 @@ class Tuned(Record):
     tokens_trained: int
     seconds: float
     tokens_per_second: float
-    limit_tokens_per_second: (
-        float  # of bare products at these shapes, measured here; 0: they failed
-    )
+    limit_tokens_per_second: float  # of bare products at these shapes, here; 0 if they failed
     share_of_limit: float
     peak_memory_bytes: int
     joules: float
