@@ -221,10 +221,9 @@ def contestants(device: torch.device) -> dict[str, Plain]:
         return {each.name: each for each in (own, best)}
     if os.environ.get("TRITON_INTERPRET"):
         sys.path.insert(0, str(Path(__file__).parents[1] / "tests/support"))
-        import interpreter  # noqa: F401 - mends it
-        from selfchat.kernels.gpu import Triton
+        from interpreter import interpreted
 
-        return {"triton, interpreted": Triton((9, 0))}
+        return {"triton, interpreted": interpreted()}
     return {each.name: each for each in (best_kernels(device)[0], Plain())}
 
 

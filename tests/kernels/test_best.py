@@ -7,12 +7,16 @@ import sys
 import pytest
 import torch
 
-import interpreter  # noqa: F401 - mends it
+from interpreter import interpreted
 from selfchat.kernels import best
 from selfchat.kernels.best import unlike
 from selfchat.kernels.flash import Flash
-from selfchat.kernels.gpu import Triton
 from selfchat.kernels.native import native
+from selfchat.kernels.plain import Activation
+
+interpreted()  # here, the rest of the file needs Triton
+
+from selfchat.kernels.gpu import Triton  # noqa: E402
 
 HERE = torch.device("cpu")
 OWN, LIBRARY = Triton((9, 0)).name, Triton((9, 0), library=True).name
@@ -34,6 +38,30 @@ def card(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Non
     monkeypatch.setattr(
         best, "_product_seconds", lambda kernels, device: 1.0 if kernels.name == LIBRARY else 2.0
     )
+
+
+@pytest.mark.parametrize("card", [(8, 0), (9, 0)])
+def test_the_programs_for_cards_pass_the_trial_that_is_made_before_they_are_used(
+    card: tuple[int, int],
+) -> None:
+    assert unlike(Triton(card), HERE, ("int8", "fp8")) == ""
+
+
+def test_a_kernel_that_computes_something_else_is_found_out() -> None:
+    class Off(Triton):
+        def gated(
+            self, gate: torch.Tensor, up: torch.Tensor, activation: Activation
+        ) -> torch.Tensor:
+            return super().gated(gate, up, activation) * 1.1
+
+    class Failing(Triton):
+        def gated(
+            self, gate: torch.Tensor, up: torch.Tensor, activation: Activation
+        ) -> torch.Tensor:
+            raise RuntimeError("no such instruction\non this card")
+
+    assert unlike(Off((8, 0)), HERE, ()) == "the gate gives other results on this card"
+    assert unlike(Failing((8, 0)), HERE, ()) == ("the gate fails on this card: no such instruction")
 
 
 def test_products_of_torchs_library_are_ours_too() -> None:

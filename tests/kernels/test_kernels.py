@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-import interpreter  # noqa: F401 - mends it
-from selfchat.kernels.best import unlike
-from selfchat.kernels.gpu import Triton
+from interpreter import interpreted
 from selfchat.kernels.native import NoCompiler, native
 from selfchat.kernels.plain import Activation, Bits, Dropout, Head, Plain, Quantised, Scheme
 
@@ -32,7 +30,7 @@ def _native() -> Plain:
 def kernels(request: pytest.FixtureRequest) -> Plain:
     """Those for graphics cards run in Triton's interpreter."""
     if request.param == "triton":
-        return Triton((9, 0))
+        return interpreted()
     return Plain() if request.param == "plain" else _native()
 
 
@@ -41,7 +39,7 @@ def multiplier(request: pytest.FixtureRequest) -> Plain:
     """Kernels whose 8-bit products differ."""
     cards = {"Ampere": (8, 0), "Hopper": (9, 0)}
     if request.param in cards:
-        return Triton(cards[request.param])
+        return interpreted(cards[request.param])
     return Plain() if request.param == "plain" else _native()
 
 
@@ -293,27 +291,6 @@ def test_rows_of_zeros_stay_zeros(multiplier: Plain, bits: Bits) -> None:
     rows = eight_bits(multiplier, torch.zeros(3, 50), bits)
     weight = multiplier.eight_bit_weight(torch.zeros(4, 50), bits)
     assert multiplier.eight_bit_product(rows, weight).abs().max() == 0
-
-
-@pytest.mark.parametrize("card", [(8, 0), (9, 0)])
-def test_the_programs_for_cards_pass_the_trial_that_is_made_before_they_are_used(
-    card: tuple[int, int],
-) -> None:
-    assert unlike(Triton(card), torch.device("cpu"), BITS) == ""
-
-
-def test_a_kernel_that_computes_something_else_is_found_out() -> None:
-    class Off(Triton):
-        def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-            return super().gated(gate, up, activation) * 1.1
-
-    class Failing(Triton):
-        def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
-            raise RuntimeError("no such instruction\non this card")
-
-    here = torch.device("cpu")
-    assert unlike(Off((8, 0)), here, ()) == "the gate gives other results on this card"
-    assert unlike(Failing((8, 0)), here, ()) == ("the gate fails on this card: no such instruction")
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

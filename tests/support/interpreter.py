@@ -7,40 +7,46 @@ rounds to the nearest as the cards do.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy
 import pytest
 import torch
 
-pytest.importorskip("triton")
 
-import triton.language as tl
-from triton.runtime import interpreter
+def interpreted(capability: tuple[int, int] = (9, 0)) -> Any:
+    """The kernels for a card of this compute capability; skips where there is no Triton."""
+    pytest.importorskip("triton")
+    _mend()
+    from selfchat.kernels.gpu import Triton
 
-_dot = interpreter.InterpreterBuilder.create_dot
-_convert = interpreter._convert_float
-
-
-def _wide(handle: Any) -> Any:
-    if handle.dtype.scalar is not tl.bfloat16:
-        return handle
-    wide = (handle.data.astype(numpy.uint32) << 16).view(numpy.float32)
-    return interpreter.TensorHandle(wide, tl.float32)
+    return Triton(capability)
 
 
-def _dot_of_bf16_too(self: Any, a: Any, b: Any, *others: Any) -> Any:
-    return _dot(self, _wide(a), _wide(b), *others)
+@cache
+def _mend() -> None:
+    import triton.language as tl
+    from triton.runtime import interpreter
 
+    dot, convert = interpreter.InterpreterBuilder.create_dot, interpreter._convert_float
 
-def _convert_as_torch(data: Any, kind: Any, wanted: Any, rounding: Any) -> Any:
-    if kind != tl.float32 or wanted not in (tl.float8e4nv, tl.bfloat16):
-        return _convert(data, kind, wanted, rounding)
-    wide = torch.from_numpy(numpy.ascontiguousarray(data))
-    if wanted == tl.bfloat16:
-        return wide.to(torch.bfloat16).view(torch.uint16).numpy()
-    return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    def wide(handle: Any) -> Any:
+        if handle.dtype.scalar is not tl.bfloat16:
+            return handle
+        found = (handle.data.astype(numpy.uint32) << 16).view(numpy.float32)
+        return interpreter.TensorHandle(found, tl.float32)
 
+    def dot_of_bf16_too(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        return dot(self, wide(a), wide(b), *others)
 
-interpreter.InterpreterBuilder.create_dot = _dot_of_bf16_too
-interpreter._convert_float = _convert_as_torch
+    def convert_as_torch(data: Any, kind: Any, wanted: Any, rounding: Any) -> Any:
+        if kind != tl.float32 or wanted not in (tl.float8e4nv, tl.bfloat16):
+            return convert(data, kind, wanted, rounding)
+        exact = torch.from_numpy(numpy.ascontiguousarray(data))
+        if wanted == tl.bfloat16:
+            return exact.to(torch.bfloat16).view(torch.uint16).numpy()
+        return exact.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+
+    interpreter.InterpreterBuilder.create_dot = dot_of_bf16_too
+    interpreter._convert_float = convert_as_torch

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import interpreter  # noqa: F401 - there is Triton
+from interpreter import interpreted
 from ledger import Ledger
 from selfchat.core.progress import Quiet
 from selfchat.kernels.flash import Flash
-from selfchat.kernels.gpu import Triton
 from selfchat.models import likelihood
 from selfchat.models.frozen import EightBitLinear
 from selfchat.models.lora import LoraConfig
@@ -28,6 +27,10 @@ from selfchat.tune.plan import Demand, memory_bytes
 from selfchat.tune.shape import Shape
 from selfchat.tune.step import tune
 from tuning import options_for
+
+interpreted()  # here, the rest of the file needs Triton
+
+from selfchat.kernels.gpu import Triton  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import interpreter  # noqa: F401 - mends it
+from interpreter import interpreted
 from selfchat.core.progress import Quiet
 from selfchat.kernels.flash import Flash
-from selfchat.kernels.gpu import Triton
 from selfchat.tune import step
 from selfchat.tune.step import tune
 from tuning import make_corpus, options_for
@@ -24,7 +23,7 @@ def test_a_run_on_the_cards_programs_is_that_of_the_plain_kernels(
     (corpus / "heldout.jsonl").write_text((corpus / "train.jsonl").read_text().splitlines()[0])
     options = options_for(tiny_base, weights=weights, dropout=dropout, batch=1, epochs=1)
     logs = []
-    for name, kernels in (("plain", Flash()), ("cards", Triton((9, 0)))):
+    for name, kernels in (("plain", Flash()), ("cards", interpreted())):
         monkeypatch.setattr(step, "best_kernels", lambda *which, kernels=kernels: (kernels, ""))
         assert tune(options, corpus, tmp_path / name, Quiet()).kernels == kernels.name
         lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
