@@ -182,16 +182,15 @@ class Triton(Plain):
         columns: Tensor | None = None,
     ) -> Read:
         x = x.contiguous()
-        if down is None and across is None:
-            held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
-            return Read(held, None, None)
-        if max(0 if down is None else len(down), 0 if across is None else across.shape[1]) > _THIN:
-            held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
-            return super().read(x, down, across, dropout)._replace(quantised=held)
-        if bits is None or self.schemes[bits].group:  # then they are held on the way
+        widest = max(0 if down is None else len(down), 0 if across is None else across.shape[1])
+        on_the_way = bits is not None and self.schemes[bits].group > 0 and 0 < widest <= _THIN
+        if bits and on_the_way:
             return self._products(x, down, across, dropout, bits, columns)
-        held = self._quantised(x, bits, 0, columns)
-        return self._products(x, down, across, dropout)._replace(quantised=held)
+        held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
+        if widest == 0:
+            return Read(held, None, None)
+        products = self._products if widest <= _THIN else super().read
+        return products(x, down, across, dropout)._replace(quantised=held)
 
     def _empty(self, x: Tensor, scheme: Scheme, group: int) -> Quantised:
         rows, depth = x.shape

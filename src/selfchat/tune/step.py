@@ -252,12 +252,12 @@ def _kernels(
     device: torch.device, checkpoint: Checkpoint | None, progress: Progress, sharded: bool
 ) -> Plain:
     """Those of the checkpoint, or the fastest that there are here."""
+    if sharded and device.type == "cuda":
+        return Flash()  # what is shared out is made in the machine's memory, where Triton is not
     if device.type == "cuda":
         progress.say("tune: trying the kernels on this card; the first time they are compiled")
     elif must_compile():
         progress.say("tune: compiling the kernels for this processor, once")
-    if sharded and device.type == "cuda":
-        return Flash()  # what is shared out is made in the machine's memory, where Triton is not
     kernels, lacking = best_kernels(device, checkpoint and checkpoint.at.kernels)
     if lacking:
         progress.say(f"tune: {lacking}")
