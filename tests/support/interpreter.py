@@ -18,14 +18,14 @@ import torch
 def interpreted(capability: tuple[int, int] = (9, 0)) -> Any:
     """The kernels for a card of this compute capability; skips where there is no Triton."""
     pytest.importorskip("triton")
-    _mend()
+    mend()
     from selfchat.kernels.gpu import Triton
 
     return Triton(capability)
 
 
 @cache
-def _mend() -> None:
+def mend() -> None:
     import triton.language as tl
     from triton.runtime import interpreter
 

@@ -48,15 +48,15 @@ def has_fp8(device: torch.device) -> bool:
 def _for_card(device: torch.device, wanted: str | None) -> tuple[Plain, str]:
     capability = torch.cuda.get_device_capability(device)
     if wanted == Flash.name or capability < _TRITON_FROM:
-        return _stock(device), ""
+        return _stock(device, "")
     try:
         from selfchat.kernels.gpu import Triton
     except ImportError:
-        return _stock(device), "tuning is faster with Triton: pip install triton"
+        return _stock(device, "tuning is faster with Triton: pip install triton")
     bits: tuple[Bits, ...] = ("int8", "fp8") if has_fp8(device) else ("int8",)
     own = Triton(capability)
     if why := unlike(own, device, bits):
-        return _stock(device), f"the Triton kernels are left out, as {why}"
+        return _stock(device, f"the Triton kernels are left out, as {why}")
     if "fp8" not in bits or wanted == own.name:
         return own, ""
     library = Triton(capability, library=True)
@@ -67,9 +67,12 @@ def _for_card(device: torch.device, wanted: str | None) -> tuple[Plain, str]:
     return min((own, library), key=lambda each: _product_seconds(each, device)), ""
 
 
-def _stock(device: torch.device) -> Plain:
-    """What torch alone offers on a card."""
-    return Plain() if unlike(Flash(), device, ()) else Flash()
+def _stock(device: torch.device, lacking: str) -> tuple[Plain, str]:
+    """What torch alone offers on a card, and what is lacking there."""
+    why = unlike(Flash(), device, ())
+    if not why:
+        return Flash(), lacking
+    return Plain(), "; ".join(filter(None, (lacking, f"torch's attention is left out, as {why}")))
 
 
 def unlike(kernels: Plain, device: torch.device, bits: tuple[Bits, ...]) -> str:

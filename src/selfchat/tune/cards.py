@@ -17,7 +17,7 @@ _SHARE_16, _SHARE_8, _SHARE_COPY = 0.7, 0.55, 0.8  # of the peaks
 _SHARE_MEASURED = 0.9
 
 # How many times as fast as exact numbers those must be that are less exact: adapters learned in fp8
-# were as good as those of bf16, those in int8 with wider groups were not (docs/benchmarks.md).
+# were nearer to those of bf16 than those learned in int8 (docs/benchmarks.md).
 _WORTH = {"int8": 1.32, "fp8": 1.2}
 
 
