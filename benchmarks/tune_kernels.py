@@ -17,6 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -213,10 +214,12 @@ def errors(
 
 def contestants(device: torch.device) -> dict[str, Plain]:
     if device.type == "cuda":
-        from selfchat.kernels.gpu import Triton
-
         best, why = best_kernels(device)
         print(f"taken on this card: {best.name}{': ' + why if why else ''}")
+        if not find_spec("triton"):
+            return {best.name: best}
+        from selfchat.kernels.gpu import Triton
+
         own = Triton(torch.cuda.get_device_capability())
         return {each.name: each for each in (own, best)}
     if os.environ.get("TRITON_INTERPRET"):

@@ -126,9 +126,7 @@ def _flash_attention(name: str, *args: Any, **kwargs: Any) -> Any:
     slope, q, k, v, out, log_sums, starts = args[:7]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     for first, last in pairwise(starts.tolist()):
-        d, queries, keys, values, y = (
-            each[first:last].float() for each in (slope, q, k, v, out)
-        )
+        d, queries, keys, values, y = (each[first:last].float() for each in (slope, q, k, v, out))
         shares = (plain._scores(queries, keys, head) - log_sums[:, first:last, None]).exp()
         d_shares = d.transpose(0, 1) @ plain._by_head(values, len(shares)).transpose(1, 2)
         d_scores = shares * (d_shares - (d * y).sum(-1).T.unsqueeze(-1)) * head.scale
