@@ -66,6 +66,11 @@ SHAPES = {  # hidden, inner, layers, heads, words
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 OURS = ("weights=fp8", "weights=int8", "weights=bf16", "weights=fp8 memory=small")
 OURS_ON_A_PROCESSOR = ("weights=fp32", "weights=int8", "weights=fp8", "weights=fp32 memory=small")
+# Of everybody: sizes change with every batch, and this spares the card the search for room.
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0",
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+}  # fmt: skip
 IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
 
@@ -421,7 +426,7 @@ def measure(setting: str, ours: bool, options: argparse.Namespace) -> dict[str, 
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=options.timeout, check=False,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "0"},
+                env={**os.environ, **ENVIRONMENT},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return {"failed": f"not done after {options.timeout:.0f} seconds"}

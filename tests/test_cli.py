@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from command import command, one_line
 from endpoint import KEY, Endpoint, failure
+from selfchat import cli
 from selfchat.cli import app
 
 VERBS = {
@@ -300,6 +302,24 @@ def test_control_codes_of_a_server_do_not_reach_the_terminal(endpoint: Endpoint)
     assert said.code == 1
     assert "\x1b" not in said.error
     assert "\x07" not in said.error
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}),
+        ({"PYTORCH_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": "backend:native"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": ""}, {"PYTORCH_CUDA_ALLOC_CONF": ""}),
+    ],
+)
+def test_torch_is_asked_for_memory_that_grows_unless_the_user_said_how(
+    before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "app", lambda: None)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "environ", before)
+    cli.main()
+    assert before == after
 
 
 def test_the_installed_command_is_this_one() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -55,7 +56,18 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def main() -> None:
     """The `selfchat` command."""
+    _let_memory_grow()
     app()
+
+
+def _let_memory_grow() -> None:
+    """Have torch extend what it holds on a card, and not take it anew for each batch's sizes.
+
+    It reads this when it is imported, so no later place would do.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if sys.platform == "linux" and not any(name in os.environ for name in names):
+        os.environ[names[0]] = "expandable_segments:True"
 
 
 def verb(function: Callable[Given, None]) -> Callable[Given, None]:
