@@ -86,32 +86,30 @@ class _Card(TorchDispatchMode):
 
 
 def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    name = function._schema.name
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    name, leaves = function._schema.name, tree_leaves((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    wanted = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
     there = any(isinstance(each, OnCard) for each in tensors)
     beside = [each for each in tensors if not isinstance(each, OnCard) and each.ndim]
     if there and beside and name not in _MIXING:
         raise RuntimeError(f"{name}: some tensors are on the card, and some are not")
     held_args, held_kwargs = tree_map(_held, (args, kwargs))
-    device = kwargs.get("device")
-    wanted_there = there if device is None else torch.device(device).type == "cuda"
-    if wanted_there and device is not None:
-        held_kwargs["device"] = torch.device("cpu")
     if name.startswith("aten::_flash_attention"):
         found = _flash_attention(name, *held_args, **held_kwargs)
     else:
         found = function(*held_args, **held_kwargs)
     if name == "aten::copy_":
         return args[0]
-    if name == "aten::_to_copy" and found is held_args[0]:
-        found = found.clone()
-    if not wanted_there:
+    if not (wanted[0].type == "cuda" if wanted else there):
         return found
     made = tree_map(lambda each: OnCard(each) if isinstance(each, Tensor) else each, found)
     return return_and_correct_aliasing(function, args, kwargs, made) if there else made
 
 
 def _held(value: Any) -> Any:
+    """What the processor computes with."""
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("cpu")
     return value.held if isinstance(value, OnCard) else value
 
 

@@ -1,4 +1,4 @@
-"""The whole tuner on a card that is not there; see `pretend_card.py`."""
+"""Tuning, and a whole run, on a card that is not there; see `pretend_card.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuning import make_corpus
 
 pytest.importorskip("triton")
 
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parent / "support"
 
 
 @pytest.fixture(scope="module")
@@ -47,22 +47,33 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tune_there(
-    card: Path, base: Path, corpus: Path, out: Path, *options: str, triton: bool = True
-) -> tuple[int, str]:
-    """`selfchat tune`, one step a dialogue: its exit code and what it says."""
-    sizes = ("batch=1", "epochs=1", "max_length=256", "learning_rate=1e-2", *options)
+def selfchat_there(card: Path, *arguments: object, triton: bool = True) -> tuple[int, str]:
+    """The command's exit code and what it says."""
     done = subprocess.run(
         [
             *(sys.executable, str(SUPPORT / "pretend_card.py"), str(card)),
             *([] if triton else ["--no-triton"]),
-            *("tune", "--corpus", str(corpus), "--base", f"hf:{base}", "--out", str(out)),
-            *(part for each in sizes for part in ("--set", f"tune.{each}")),
+            *map(str, arguments),
         ],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    )
     return done.returncode, done.stderr
+
+
+def tune_there(
+    card: Path, base: Path, corpus: Path, out: Path, *options: str, triton: bool = True
+) -> tuple[int, str]:
+    """`selfchat tune`, one step a dialogue."""
+    sizes = ("batch=1", "epochs=1", "max_length=256", "learning_rate=1e-2", *options)
+    return selfchat_there(
+        card,
+        *("tune", "--corpus", corpus, "--base", f"hf:{base}", "--out", out),
+        *(part for each in sizes for part in ("--set", f"tune.{each}")),
+        triton=triton,
+    )
 
 
 def receipt(out: Path) -> dict[str, Any]:
@@ -118,3 +129,40 @@ def test_a_run_that_was_stopped_on_a_card_goes_on_to_the_same_bytes(
         for name in ("whole", "stopped")
     )
     assert whole == parts
+
+
+RECIPE = """
+name = "tiny"
+[seeds]
+sources = ["{folder}/seeds.txt"]
+[collect]
+teacher = "scripted:{folder}/script.json"
+strategy = "turns"
+max_turns = 2
+[curate]
+heldout = 0.2
+[tune]
+base = "hf:{base}"
+weights = "fp8"
+max_length = 256
+[evaluate]
+greedy = 2
+samples = 2
+max_tokens = 8
+"""
+
+
+def test_a_whole_run_is_done_on_a_card(card: Path, tiny_base: Path, tmp_path: Path) -> None:
+    lines = [
+        {"as": "user", "say": "And the sand, after {seed}"},
+        {"when": "sand", "say": "It is warm."},
+        {"say": "The sea and the sky are blue."},
+    ]
+    (tmp_path / "script.json").write_text(json.dumps(lines))
+    (tmp_path / "seeds.txt").write_text("".join(f"How are you, {each}?\n" for each in range(6)))
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(folder=tmp_path, base=tiny_base))
+    out = tmp_path / "run"
+    code, said = selfchat_there(card, "run", tmp_path / "recipe.toml", "--out", out, triton=False)
+    assert code == 0, said
+    assert receipt(out / "adapter")["device"] == "cuda"
+    assert (out / "report.html").exists()
