@@ -113,6 +113,17 @@ def test_a_run_with_triton_is_that_without(
     refuse_differences(tmp_path / "triton", tmp_path / "torch")
 
 
+@pytest.mark.parametrize(("asked", "taken"), [("auto", "bf16 int8 fp8"), ("nf4", "nf4")])
+def test_other_numbers_are_tuned_there_too(
+    card: Path, tiny_base: Path, corpus: Path, tmp_path: Path, asked: str, taken: str
+) -> None:
+    if asked == "nf4":
+        pytest.importorskip("bitsandbytes")
+    code, said = tune_there(card, tiny_base, corpus, tmp_path, f"weights={asked}", triton=False)
+    assert code == 0, said
+    assert receipt(tmp_path)["weights"] in taken.split()
+
+
 def test_a_run_that_was_stopped_on_a_card_goes_on_to_the_same_bytes(
     card: Path, tiny_base: Path, corpus: Path, tmp_path: Path
 ) -> None:

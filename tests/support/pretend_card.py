@@ -172,6 +172,7 @@ def pretend() -> None:
     }
     for name, value in card.items():
         setattr(torch.cuda, name, value)
+    torch._C._cuda_getCurrentRawStream = lambda device: 0  # bitsandbytes looks for it
     make = torch.tensor
 
     def tensor(data: Any, *, device: Any = None, **named: Any) -> Tensor:
