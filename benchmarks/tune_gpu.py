@@ -115,7 +115,7 @@ def peers_settings() -> list[Setting]:
         for liger in (0, 1)
     ]
     trl += [Setting(batch=2, order="packed", attention="flash_attention_2", liger=1, compiled=1)]
-    unsloth = [Setting(name="unsloth", batch=8, checkpointing=1)]
+    unsloth = [Setting(name="unsloth", batch=8, checkpointing=1, load="4bit")]  # its defaults
     unsloth += [
         Setting(name="unsloth", batch=batch, order=order, load=load)
         for load in ("bf16", "fp8", "4bit")
@@ -326,8 +326,9 @@ def run_peer(setting: Setting, job: argparse.Namespace) -> dict[str, Any]:
                 dtype=dtype, load_in_4bit=setting.load == "4bit", load_in_fp8=setting.load == "fp8",
             )  # fmt: skip
             model = FastLanguageModel.get_peft_model(
-                model, **lora, use_gradient_checkpointing=bool(setting.checkpointing), bias="none"
-            )
+                model, **lora, bias="none",
+                use_gradient_checkpointing="unsloth" if setting.checkpointing else False,
+            )  # fmt: skip
             adapters = None
         else:
             model = random_llama(job.model, dtype, device)
