@@ -1,6 +1,7 @@
 """Graphics cards: what their vendor says of them, and how fast we reckon that they tune.
 
-Peaks are those of the data sheets for dense matrices, products of 16 bits summed in fp32. How much
+Peaks are those of the data sheets for dense matrices, products of 16 bits summed in fp32; that of
+fp32 is of ordinary arithmetic, which scales the sums of int8 as well. How much
 of them is reached is an assumption until `benchmarks/tune_gpu.py` has measured it on such a card;
 rates that were measured on the spot are reached more nearly.
 """
@@ -13,8 +14,12 @@ from typing import NamedTuple
 from selfchat.tune.options import Weights
 from selfchat.tune.shape import Shape, flops_per_token
 
-_SHARE_16, _SHARE_8, _SHARE_COPY = 0.7, 0.55, 0.8  # of the peaks
+_SHARE, _SHARE_8, _SHARE_COPY = 0.7, 0.55, 0.8  # of the peaks
 _SHARE_MEASURED = 0.9
+
+# In int8 a sum of 64 products, 128 operations, is made fp32 by a subtraction, scaled and added: four
+# more, as vendors count them, of ordinary arithmetic.
+_SCALING = 4 / 128
 
 # How many times as fast as exact numbers those must be that are less exact: adapters learned in fp8
 # were nearer to those of bf16 than those learned in int8 (docs/benchmarks.md).
@@ -32,6 +37,7 @@ class Card(NamedTuple):
     name: str
     free: float
     copy: float
+    fp32: float
     bf16: float
     int8: float
     fp8: float
@@ -39,15 +45,15 @@ class Card(NamedTuple):
 
 
 CARDS = {
-    "RTX3090": Card("NVIDIA GeForce RTX 3090", 24e9, 0.936e12, 71e12, 284e12, 0),
-    "RTX4090": Card("NVIDIA GeForce RTX 4090", 24e9, 1.008e12, 165e12, 660e12, 330e12),
-    "L4": Card("NVIDIA L4", 23e9, 0.3e12, 121e12, 242e12, 242e12),
-    "L40S": Card("NVIDIA L40S", 46e9, 0.864e12, 362e12, 733e12, 733e12),
-    "A100-40": Card("NVIDIA A100-40GB", 42e9, 1.555e12, 312e12, 624e12, 0),
-    "A100": Card("NVIDIA A100-80GB", 84e9, 2.039e12, 312e12, 624e12, 0),
-    "H100": Card("NVIDIA H100", 84e9, 3.35e12, 989e12, 1979e12, 1979e12),
-    "H200": Card("NVIDIA H200", 150e9, 4.8e12, 989e12, 1979e12, 1979e12),
-    "B200": Card("NVIDIA B200", 191e9, 8.0e12, 2250e12, 4500e12, 4500e12),
+    "RTX3090": Card("NVIDIA GeForce RTX 3090", 24e9, 0.936e12, 36e12, 71e12, 284e12, 0),
+    "RTX4090": Card("NVIDIA GeForce RTX 4090", 24e9, 1.008e12, 83e12, 165e12, 660e12, 330e12),
+    "L4": Card("NVIDIA L4", 23e9, 0.3e12, 30e12, 121e12, 242e12, 242e12),
+    "L40S": Card("NVIDIA L40S", 46e9, 0.864e12, 92e12, 362e12, 733e12, 733e12),
+    "A100-40": Card("NVIDIA A100-40GB", 42e9, 1.555e12, 19.5e12, 312e12, 624e12, 0),
+    "A100": Card("NVIDIA A100-80GB", 84e9, 2.039e12, 19.5e12, 312e12, 624e12, 0),
+    "H100": Card("NVIDIA H100", 84e9, 3.35e12, 67e12, 989e12, 1979e12, 1979e12),
+    "H200": Card("NVIDIA H200", 150e9, 4.8e12, 67e12, 989e12, 1979e12, 1979e12),
+    "B200": Card("NVIDIA B200", 191e9, 8.0e12, 75e12, 2250e12, 4500e12, 4500e12),
 }
 
 
@@ -70,15 +76,18 @@ def tokens_per_second(
     card: Card, shape: Shape, adapters: int, weights: Weights, recomputed: bool, length: int
 ) -> float:
     """By the time of each kind of work: products of 8 and of 16 bits, and moving numbers."""
-    wide, narrow, copy = _SHARE_16, _SHARE_8, _SHARE_COPY
+    share, narrow, copy = _SHARE, _SHARE_8, _SHARE_COPY
     if card.measured:
-        wide = narrow = copy = _SHARE_MEASURED
-    rate = card.bf16 * wide / (16 if weights == "fp32" else 1)
-    rounded = {"int8": card.int8, "fp8": card.fp8}.get(weights, 0.0) * narrow
+        share = narrow = copy = _SHARE_MEASURED
+    wide = share * (card.fp32 if weights == "fp32" else card.bf16)
+    rounded = {"int8": card.int8, "fp8": card.fp8}.get(weights, 0.0)
+    operation = 1 / (narrow * rounded) if rounded else 1 / wide
+    if weights == "int8":
+        operation += _SCALING / (share * card.fp32)
     frozen = (6 if recomputed else 4) * shape.linear_parameters
     others = flops_per_token(shape, adapters, length) - 4 * shape.linear_parameters
     moved = moved_bytes(shape, weights, recomputed) / (card.copy * copy)
-    return 1 / (frozen / (rounded or rate) + others / rate + moved)
+    return 1 / (frozen * operation + others / wide + moved)
 
 
 def moved_bytes(shape: Shape, weights: Weights, recomputed: bool) -> float:

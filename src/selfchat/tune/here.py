@@ -28,6 +28,7 @@ def card_here() -> Card | None:
         torch.cuda.get_device_name(device),
         float(free),
         copy_rate(device),
+        product_rate(device, torch.float32),
         product_rate(device, torch.bfloat16),
         product_rate(device, torch.int8),
         product_rate(device, torch.float8_e4m3fn) if has_fp8(device) else 0.0,
@@ -42,7 +43,7 @@ def product_rate(device: Any, dtype: Any) -> float:
     from selfchat.kernels.best import median_seconds
 
     side = _SIDE
-    if torch.cuda.mem_get_info(device)[0] < 8e9:
+    if dtype is torch.float32 or torch.cuda.mem_get_info(device)[0] < 8e9:
         side //= 2
     a, b = (torch.randn(side, side, device=device).mul_(40).to(dtype) for _ in range(2))
     ones = torch.ones(side, 1, device=device)
