@@ -17,8 +17,8 @@ from selfchat.tune.shape import Shape, flops_per_token
 _SHARE, _SHARE_8, _SHARE_COPY = 0.7, 0.55, 0.8  # of the peaks
 _SHARE_MEASURED = 0.9
 
-# In int8 a sum of 64 products, 128 operations, is made fp32 by a subtraction, scaled and added: four
-# more, as vendors count them, of ordinary arithmetic.
+# In int8 a sum of 64 products, 128 operations, is made fp32 by a subtraction, scaled and added:
+# four more, as vendors count them, of ordinary arithmetic.
 _SCALING = 4 / 128
 
 # How many times as fast as exact numbers those must be that are less exact: adapters learned in fp8
