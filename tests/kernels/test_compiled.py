@@ -32,7 +32,7 @@ def test_every_program_compiles_and_fits_on_the_card(capability: str, tmp_path: 
     assert {row["program"] for row in rows} == {
         "norm", "norm_backward", "gated", "gated_backward", "rotate", "attention",
         "attention_queries", "attention_keys", "cross_entropy", "quantise", "read_rows",
-        "add_dropped", "multiply",
+        "add_dropped", "multiply", "turn",
     }  # fmt: skip
     assert [row for row in rows if row["shared"] > SHARED[capability] * 1024] == []
     often = [row for row in rows if not row["wide"]]  # fp32 is for trials before the first step

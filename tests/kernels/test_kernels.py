@@ -334,11 +334,14 @@ def test_dropout_drops_its_share_and_depends_on_the_keys_only(kernels: Plain, sh
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "depth"), [(1, 1), (65, 64), (301, 577)])
+@pytest.mark.parametrize(
+    ("rows", "depth", "narrow", "wide"),
+    [(1, 1, 8, 3), (65, 64, 8, 3), (301, 577, 8, 3), (70, 130, 90, 70)],
+)
 def test_thin_products_see_what_dropout_leaves(
-    kernels: Plain, rows: int, depth: int, dtype: torch.dtype
+    kernels: Plain, rows: int, depth: int, narrow: int, wide: int, dtype: torch.dtype
 ) -> None:
-    x, down, across = draw(rows, depth, dtype=dtype), draw(8, depth), draw(rows, 3)
+    x, down, across = draw(rows, depth, dtype=dtype), draw(narrow, depth), draw(rows, wide)
     dropout = Dropout(keys_for(rows), 0.3)
     left = Plain().dropped(x.double(), dropout)
     _, low, sums = kernels.read(x, down, across, dropout)

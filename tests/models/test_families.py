@@ -19,11 +19,22 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 from selfchat.core.errors import UsageError  # noqa: E402
 from selfchat.core.progress import Quiet  # noqa: E402
 from selfchat.kernels.native import NoCompiler, native  # noqa: E402
-from selfchat.kernels.plain import Plain  # noqa: E402
+from selfchat.kernels.plain import Activation, Bits, Plain  # noqa: E402
 from selfchat.models.adapter import adapter_tensors, save_adapter  # noqa: E402
 from selfchat.models.bases import load_base, load_tokenizer  # noqa: E402
-from selfchat.models.frozen import FrozenLinear, Nf4Linear, quantise_linears_to_nf4  # noqa: E402
-from selfchat.models.fused import FusedAttention, FusedMlp, FusedNorm, fuse  # noqa: E402
+from selfchat.models.frozen import (  # noqa: E402
+    FrozenLinear,
+    Nf4Linear,
+    quantise_linears,
+    quantise_linears_to_nf4,
+)
+from selfchat.models.fused import (  # noqa: E402
+    FusedAttention,
+    FusedMlp,
+    FusedNorm,
+    fuse,
+    fused_parts,
+)
 from selfchat.models.lora import LoraConfig, add_lora, lora_layers, merge_lora  # noqa: E402
 from selfchat.models.packing import pack, packed  # noqa: E402
 from selfchat.template.renderer import Example, make_renderer  # noqa: E402
@@ -363,6 +374,34 @@ def test_norms_whose_large_weights_are_kept_less_one_are_told_in_bf16() -> None:
     model.model.norm.weight.data.fill_(40)
     fuse(model, Plain())
     assert model.model.norm.weight.unique().item() == 41
+
+
+class Rough(Plain):
+    """Kernels whose sines and exponentials are off in the seventh digit, as a card's are."""
+
+    def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
+        return _off(super().gated(gate, up, activation))
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, backward: bool = False) -> Tensor:
+        return _off(super().rotate(x, cos, sin, backward))
+
+
+def _off(y: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(y.numel())
+    return (y * (1 + 2e-7 * torch.randn(y.shape, generator=generator))).to(y.dtype)
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp8"])
+def test_what_is_rounded_to_the_number_beside_keeps_no_part_from_being_ours(bits: Bits) -> None:
+    layers = 12
+    sizes = SIZES | {
+        "num_hidden_layers": layers, "intermediate_size": 1408, "hidden_size": 512,
+        "initializer_range": 0.02,
+    }  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes)).bfloat16()
+    quantise_linears(model.requires_grad_(False).eval(), Plain(), bits, CPU, turned=False)
+    fuse(model, Rough())
+    assert fused_parts(model) == {"norm": 2 * layers + 1, "mlp": layers, "attention": layers}
 
 
 def test_a_base_without_all_its_weights_is_refused(tmp_path: Path) -> None:

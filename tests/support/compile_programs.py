@@ -115,6 +115,9 @@ def compile_all(kernels: Triton) -> None:
         assert rows is not None
         kernels.eight_bit_product(rows, held, None, low, dtype=bf16)
         kernels.eight_bit_product(rows, held, weight[:512], low, dtype=bf16)
+        few = kernels.read(x[:40], bits=bits).quantised
+        assert few is not None
+        kernels.eight_bit_product(few, held, None, (low[0][:40], low[1]), dtype=bf16)
         back = kernels.read(x[:, :512].contiguous(), bits=bits, columns=weight[:512]).quantised
         assert back is not None
         low = torch.empty(tokens, 64), torch.empty(64, hidden)

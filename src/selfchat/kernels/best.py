@@ -155,11 +155,14 @@ def _trials(
 
         def products(each: Plain, kind: Bits = kind) -> tuple[Tensor, ...]:
             held = each.eight_bit_weight(matrix, kind)
-            y = each.eight_bit_product(
-                _rows(each, x, kind), held, bias, (across, up), dtype=x.dtype
+            few, y = (
+                each.eight_bit_product(
+                    _rows(each, x[:count], kind), held, bias, (across[:count], up), dtype=x.dtype
+                )
+                for count in (40, rows)
             )
             if held.scales is None or not each.schemes[kind].turns:
-                return (y,)
+                return few, y
             back = each.eight_bit_product(
                 _rows(each, wide, kind, held.scales.flatten()), each.turned(held), None,
                 (across, down), into=x.clone(),
@@ -168,7 +171,7 @@ def _trials(
             assert read.quantised is not None
             assert read.low is not None
             again = each.eight_bit_product(read.quantised, each.turned(held), dtype=x.dtype)
-            return y, back, again, read.low
+            return few, y, back, again, read.low
 
         yield f"the {kind} product", products
 

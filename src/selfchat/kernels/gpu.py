@@ -32,6 +32,7 @@ _ALIGNED = 16  # numbers: rows in 8 bits begin at multiples of 16 bytes, as the 
 _FLAT = 1024  # numbers of a program that goes through all of them
 _TILE = 4096  # numbers that a program holds of several short rows
 _THIN_ROWS = 64
+_SIDE = 128  # of a tile of weights that are turned
 _GROUP = ON_CARDS["int8"].group  # and the depth of a tile of int8
 _THIN = 64  # the widest matrix that a program takes along; wider ones are products of their own
 
@@ -189,8 +190,20 @@ class Triton(Plain):
         held = self._quantised(x, bits, self.schemes[bits].group, columns) if bits else None
         if widest == 0:
             return Read(held, None, None)
-        products = self._products if widest <= _THIN else super().read
-        return products(x, down, across, dropout)._replace(quantised=held)
+        if widest <= _THIN:
+            return self._products(x, down, across, dropout)._replace(quantised=held)
+        if dropout is None:
+            return super().read(x, down, across)._replace(quantised=held)
+        low = sums = None
+        if down is not None:
+            narrow = torch.split(down, _THIN)
+            parts = [self._products(x, part, None, dropout).low for part in narrow]
+            low = torch.cat([part for part in parts if part is not None], 1)
+        if across is not None:
+            wide = torch.split(across, _THIN, 1)
+            parts = [self._products(x, None, part, dropout).sums for part in wide]
+            sums = torch.cat([part for part in parts if part is not None])
+        return Read(held, low, sums)
 
     def _empty(self, x: Tensor, scheme: Scheme, group: int) -> Quantised:
         rows, depth = x.shape
@@ -250,7 +263,8 @@ class Triton(Plain):
     def add_dropped(self, y: Tensor, low: tuple[Tensor, Tensor], dropout: Dropout) -> None:
         assert y.is_contiguous(), "it is added to in place"
         if len(low[1]) > _THIN:
-            super().add_dropped(y, low, dropout)
+            for part in zip(torch.split(low[0], _THIN, 1), torch.split(low[1], _THIN), strict=True):
+                self.add_dropped(y, part, dropout)
             return
         (rows, width), (u, b) = y.shape, _low(low, y.dtype)
         grid = (-(-rows // 64), -(-width // 128))
@@ -266,9 +280,12 @@ class Triton(Plain):
     def turned(self, weight: EightBitWeight) -> EightBitWeight:
         outputs, depth = weight.outputs, weight.depth
         values = weight.values.new_empty((depth, _aligned(outputs)))
-        flat = values.view(torch.int8)  # so that any torch can copy them
-        flat[:, :outputs] = weight.values.view(torch.int8)[:, :depth].T
-        flat[:, outputs:] = 0
+        stride = weight.values.shape[1]
+        self._launch(
+            programs.turn, (-(-depth // _SIDE), -(-values.shape[1] // _SIDE)),
+            weight.values.view(torch.int8), values.view(torch.int8), outputs, depth, stride,
+            values.shape[1], SIDE=_SIDE,
+        )  # fmt: skip
         return EightBitWeight(values, None, None, depth, outputs, weight.bits)
 
     def eight_bit_product(

@@ -193,6 +193,23 @@ def quantise(
     tl.store(scales + row * groups + group, most / HIGHEST, mask=group < groups)
 
 
+@triton.jit
+def turn(w, turned, outputs, depth, stride, turned_stride, SIDE: tl.constexpr):
+    """A tile of w (outputs, stride) to its place in (depth, turned_stride), zeros behind it."""
+    row = tl.program_id(1).to(tl.int64) * SIDE + tl.arange(0, SIDE)
+    column = tl.program_id(0).to(tl.int64) * SIDE + tl.arange(0, SIDE)
+    tile = tl.load(
+        w + row[:, None] * stride + column[None, :],
+        mask=(row < outputs)[:, None] & (column < depth)[None, :],
+        other=0,
+    )
+    tl.store(
+        turned + column[:, None] * turned_stride + row[None, :],
+        tl.trans(tile),
+        mask=(column < depth)[:, None] & (row < turned_stride)[None, :],
+    )
+
+
 @triton.jit(do_not_specialize=_VARYING)
 def read_rows(
     x, columns, values, scales, down, low, across, sums, keys, rows, depth, stride, groups,

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from selfchat.core.errors import UsageError
 from selfchat.kernels.plain import Activation, Head, Plain
-from selfchat.models.frozen import FrozenLinear
+from selfchat.models.frozen import EightBitLinear, FrozenLinear
 from selfchat.models.packing import Packing, current_packing, packed
 
 _NAME = "selfchat"  # of our attention, among those of transformers
@@ -148,26 +148,30 @@ class FusedAttention(nn.Module):
         return self.o_proj(out.view(1, tokens, -1)), None
 
 
-def fuse(model: Any, kernels: Plain) -> dict[str, int]:
-    """Put our parts into a model, where they compute the same; it then reads packed rows only.
+def fused_parts(model: nn.Module) -> dict[str, int]:
+    """How many parts of each kind are ours."""
+    kinds = {"norm": FusedNorm, "mlp": FusedMlp, "attention": FusedAttention}
+    parts = list(model.modules())
+    return {name: sum(isinstance(part, kind) for part in parts) for name, kind in kinds.items()}
 
-    Returns:
-        How many parts of each kind were replaced.
+
+def fuse(model: Any, kernels: Plain) -> None:
+    """Put our parts into a model, where they compute the same; it then reads packed rows only.
 
     Raises:
         UsageError: its head or its attention is of another kind, or packing gives other results
             than reading the sequences one by one.
     """
     try:
-        return _fuse(model, kernels)
-    except torch.OutOfMemoryError:
-        raise
+        _fuse(model, kernels)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, torch.OutOfMemoryError) or "CUDA" in first:
+            raise  # the card's fault
         raise _unsupported(model, f"cannot be read in packed rows ({first[:160]})") from error
 
 
-def _fuse(model: Any, kernels: Plain) -> dict[str, int]:
+def _fuse(model: Any, kernels: Plain) -> None:
     _refuse_other_weights(model)
     _refuse_other_heads(model)
     expected = _probe(model, one_by_one=True)
@@ -175,15 +179,12 @@ def _fuse(model: Any, kernels: Plain) -> dict[str, int]:
     for config in (model.config, model.base_model.config):
         config._attn_implementation = _NAME
     calls = _attention_calls(model)
-    counts = {
-        "norm": _replace(model, lambda part: _fused_norm(part, kernels)),
-        "mlp": _replace(model, lambda part: _fused_mlp(part, kernels)),
-        "attention": _replace(model, lambda part: _fused_attention(part, calls, kernels)),
-    }
+    _replace(model, lambda part: _fused_norm(part, kernels))
+    _replace(model, lambda part: _fused_mlp(part, kernels))
+    _replace(model, lambda part: _fused_attention(part, calls, kernels))
     found = _probe(model, one_by_one=False)
     if not _alike(found, expected, 0.1 if found.dtype is torch.bfloat16 else 1e-3):
         raise _unsupported(model, "gives other results when dialogues are packed")
-    return counts
 
 
 def _unsupported(model: nn.Module, what: str) -> UsageError:
@@ -248,14 +249,11 @@ def _window(mask: Callable[..., Tensor], at: int, device: torch.device | None) -
     return 0 if count == at + 1 else count
 
 
-def _replace(model: nn.Module, fused: Callable[[nn.Module], nn.Module | None]) -> int:
-    count = 0
+def _replace(model: nn.Module, fused: Callable[[nn.Module], nn.Module | None]) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if (part := fused(child)) is not None:
                 setattr(parent, name, part)
-                count += 1
-    return count
 
 
 def _fused_norm(part: nn.Module, kernels: Plain) -> nn.Module | None:
@@ -283,7 +281,7 @@ def _fused_mlp(part: Any, kernels: Plain) -> nn.Module | None:
         return None
     fused = FusedMlp(part, activation, kernels)
     x = _random(1, 7, first.in_features).to(device)
-    return fused if _alike(_in_fp32(fused, x), _in_fp32(part, x)) else None
+    return fused if _alike(_in_fp32(fused, x), _in_fp32(part, x), _share(part)) else None
 
 
 _ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh")
@@ -337,7 +335,8 @@ def _fused_attention(
         found, expected = _in_fp32(fused, **named), _in_fp32(part, **named)
     except RuntimeError:  # its projections are of other shapes
         return None
-    return fused if len(expected) == 2 and _alike(found[0], expected[0]) else None
+    alike = len(expected) == 2 and _alike(found[0], expected[0], _share(part))
+    return fused if alike else None
 
 
 @torch.no_grad()
@@ -345,6 +344,12 @@ def _in_fp32(part: nn.Module, *unnamed: Any, **named: Any) -> Any:
     """What a part computes with its weights and inputs widened: differences then mean something."""
     weights = {**dict(part.named_parameters()), **dict(part.named_buffers())}
     return functional_call(part, _wide(weights), _wide(unnamed), _wide(named))
+
+
+def _share(part: nn.Module) -> float:
+    """By which a part may differ; what is rounded in it may be rounded to the number beside."""
+    rounded = any(isinstance(child, EightBitLinear) for child in part.children())
+    return 1e-2 if rounded else 1e-4
 
 
 def _wide(value: Any) -> Any:

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfchat.kernels.best import median_seconds
 from selfchat.models.frozen import FrozenLinear
 from selfchat.template.renderer import Example
 from selfchat.tune.options import Weights
 
 _ROWS = {"cpu": 1024, "cuda": 8192}
-_SQUARE = 512  # side of the matrices that tell the rate of attention
+_SQUARE = {"cpu": 512, "cuda": 4096}  # side of the matrices that tell the rate of attention
 _SECONDS = 0.05  # that each shape is measured for
 
 
@@ -53,7 +54,8 @@ def _limit_rate(model: Any, weights: Weights, examples: Sequence[Example]) -> fl
     tokens = sum(len(example.token_ids) for example in examples)
     trained = sum(sum(example.loss_mask) for example in examples)
     words, width = head.weight.shape
-    seconds += _both_products(words, width, held, device) * trained / tokens
+    of_head = dense if device.type == "cuda" else held
+    seconds += _both_products(words, width, of_head, device) * trained / tokens
     seconds += _attention_seconds(model, examples, dense, device)
     return 1 / seconds
 
@@ -97,7 +99,8 @@ def _attention_seconds(
     config = model.config
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    rate = 2 * _SQUARE**2 / _seconds(_SQUARE, _SQUARE, dtype, device)
+    side = _SQUARE[device.type]
+    rate = 2 * side**2 / _seconds(side, side, dtype, device)
     return float(7 * length * width * config.num_hidden_layers / rate)
 
 
@@ -107,13 +110,13 @@ def _filled(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -
 
 
 def _fastest(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the fastest of several tries, after one to warm up."""
+    """Seconds of the fastest of several tries, after one to warm up; on a card their median."""
+    if device.type == "cuda":
+        return median_seconds(work)
     tries: list[float] = []
     work()
     while sum(tries) < _SECONDS or len(tries) < 3:
         began = time.perf_counter()
         work()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
         tries.append(time.perf_counter() - began)
     return min(tries)

@@ -38,8 +38,9 @@ def memory_advice(options: TuneOptions) -> Iterator[None]:
 
 
 def _is_about_memory(error: BaseException) -> bool:
-    text = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(part in str(error) for part in ("allocate memory", "out of memory", "ALLOC_FAILED"))
 
 
 def _advice(options: TuneOptions) -> str:

@@ -23,6 +23,7 @@ from selfchat.kernels.native import must_compile
 from selfchat.kernels.plain import Plain
 from selfchat.models.adapter import save_adapter
 from selfchat.models.bases import base_folder, best_device, load_config, load_tokenizer
+from selfchat.models.fused import fused_parts
 from selfchat.models.lora import TARGET_MODULES, LoraConfig
 from selfchat.template.renderer import make_renderer
 from selfchat.tune.cards import best_weights
@@ -51,6 +52,7 @@ class Tuned(Record):
     device: str
     weights: str
     kernels: str
+    fused: dict[str, int]  # how many parts of each kind they compute; the others are the library's
     threads: int
     processes: int
     memory: str
@@ -401,6 +403,7 @@ def _receipt(
         device=str(device),
         weights=at.weights,
         kernels=at.kernels,
+        fused=fused_parts(tuned.model),
         threads=at.threads,
         processes=workers.count,
         memory=options.memory,
