@@ -541,7 +541,8 @@ def show(rows: Sequence[dict[str, Any]], model: str, rate: float) -> None:
             f"{times:>10}  {row['name']}"
         )
     lacking = {run.get("lacking", "") for row in rows for run in row.get("runs", ())} - {""}
-    print("\n".join(f"Selfchat: {why}" for why in sorted(lacking)))
+    for why in sorted(lacking):
+        print(f"Selfchat: {why}")
     print()
 
 
