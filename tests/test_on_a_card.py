@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from tuning import make_corpus
+from selfchat.core.files import write_records
+from tuning import dialogue
 
 pytest.importorskip("triton")
 
@@ -41,9 +42,10 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two dialogues, and one that is held out."""
-    folder = make_corpus(tmp_path_factory.mktemp("corpus"), 2)
-    (folder / "heldout.jsonl").write_text((folder / "train.jsonl").read_text().splitlines()[0])
+    """Two short dialogues, and one that is held out: the interpreter is slow."""
+    folder = tmp_path_factory.mktemp("corpus")
+    write_records(folder / "train.jsonl", [dialogue(number, turns=1) for number in range(2)])
+    write_records(folder / "heldout.jsonl", [dialogue(2, turns=1)])
     return folder
 
 
