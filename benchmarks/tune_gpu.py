@@ -548,8 +548,9 @@ def show(rows: Sequence[dict[str, Any]], model: str, rate: float) -> None:
 
 def _exactness(name: str) -> int:
     """The lower, the more exact the numbers of one of ours."""
-    kinds = ("fp32", "bf16", "fp8", "int8", "nf4")
-    return next(place for place, kind in enumerate(kinds) if f"weights={kind}" in name)
+    kinds = ("fp32", "bf16", "fp8", "int8")
+    places = (place for place, kind in enumerate(kinds) if f"weights={kind}" in name)
+    return next(places, len(kinds))
 
 
 def compare(rows: Sequence[dict[str, Any]], model: str) -> None:
@@ -562,7 +563,8 @@ def compare(rows: Sequence[dict[str, Any]], model: str) -> None:
     ours = sorted((row for row in done if row["ours"]), key=lambda row: _exactness(row["name"]))
     exact = ours[0]["first_loss"] if ours else None
     for row in done:
-        most = LOSS_OFF_IN_BLOCKS if "load=" in row["name"] else LOSS_OFF
+        in_blocks = "load=" in row["name"] or "nf4" in row["name"]
+        most = LOSS_OFF_IN_BLOCKS if in_blocks else LOSS_OFF
         near = exact is None or abs(row["first_loss"] - exact) <= most * exact
         row["loss_agrees"] = near and row["trained"] == wanted
     best = max(

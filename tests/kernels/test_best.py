@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 import torch
@@ -81,14 +83,20 @@ def test_older_cards_get_what_they_can_do(taken: str) -> None:
     assert best._for_card(HERE, None)[0].name == taken
 
 
+def failing(why: str) -> Callable[..., NoReturn]:
+    """A kernel that cannot run."""
+
+    def fail(*arguments: object, **named: object) -> NoReturn:
+        raise RuntimeError(why)
+
+    return fail
+
+
 @pytest.mark.usefixtures("card")
 def test_a_program_that_is_wrong_here_is_left_out_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(*arguments: object, **named: object) -> torch.Tensor:
-        raise RuntimeError("ptxas fatal: unknown card\nand more")
-
-    monkeypatch.setattr(Triton, "gated", wrong)
+    monkeypatch.setattr(Triton, "gated", failing("ptxas fatal: unknown card\nand more"))
     kernels, lacking = best._for_card(HERE, None)
     assert kernels.name == Flash.name
     assert lacking == (
@@ -101,10 +109,7 @@ def test_a_program_that_is_wrong_here_is_left_out_with_the_reason(
 def test_where_torchs_attention_fails_the_plain_one_is_taken_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def wrong(*arguments: object, **named: object) -> torch.Tensor:
-        raise RuntimeError("only Ampere cards or newer")
-
-    monkeypatch.setattr(Flash, "gated", wrong)
+    monkeypatch.setattr(Flash, "gated", failing("only Ampere cards or newer"))
     kernels, lacking = best._for_card(HERE, None)
     assert kernels.name == "plain"
     assert lacking == (

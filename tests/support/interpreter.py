@@ -26,6 +26,7 @@ def interpreted(capability: tuple[int, int] = (9, 0)) -> Any:
 
 @cache
 def mend() -> None:
+    """Have the interpreter compute what cards do; before any program is run."""
     import triton.language as tl
     from triton.runtime import interpreter
 

@@ -71,11 +71,12 @@ def _suits(q: Tensor) -> bool:
 def _added_in_order() -> Iterator[None]:
     """Within it torch's attention adds up in a fixed order, so that a run can be repeated."""
     before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
 
 
 def _weighing(head: Head) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Graphics cards: what their vendor says of them, and how fast we reckon that they tune.
 
 Peaks are those of the data sheets for dense matrices, products of 16 bits summed in fp32; that of
-fp32 is of ordinary arithmetic, which scales the sums of int8 as well. How much
-of them is reached is an assumption until `benchmarks/tune_gpu.py` has measured it on such a card;
-rates that were measured on the spot are reached more nearly.
+fp32 is of ordinary arithmetic, which scales the sums of int8 as well. How much of them is reached
+is an assumption until `benchmarks/tune_gpu.py` has measured it on such a card; rates that were
+measured on the spot are reached more nearly.
 """
 
 from __future__ import annotations
